@@ -1,0 +1,367 @@
+"""The cache repo: the node's one copy of the inputs, as a real Butler repo.
+
+Its datastore is a chain of an empty ``local`` store, which nothing is ever
+written to here, and the ``shared`` store that holds the inputs.  A child's
+repo is a copy of the registry file with the roles of the stores swapped, so
+that no dataset is copied and no row inserted for a child.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CacheRepo", "CacheStatistics"]
+
+import dataclasses
+import errno
+import logging
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from lsst.daf.butler import (
+    Butler,
+    CollectionType,
+    Config,
+    DatasetRef,
+    DatasetType,
+    DimensionRecord,
+    Timespan,
+)
+from lsst.daf.butler.registry import ConflictingDefinitionError
+
+from ..errors import SharedMemoryError
+
+_LOG = logging.getLogger(__name__)
+
+_CHAINED = "lsst.daf.butler.datastores.chainedDatastore.ChainedDatastore"
+_FILE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
+# `Butler.makeRepo` gives the stores of a chain these folders, whatever root
+# the configuration asks for.
+_SHARED_FOLDER = "FileDatastore_1"
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheStatistics:
+    """How full the cache is."""
+
+    datasets: int
+    bytes_held: int
+    bytes_fetched: int
+    evicted: int
+    leases: int
+
+
+@dataclasses.dataclass
+class _Held:
+    ref: DatasetRef
+    size: int
+    used: float
+    lasting: bool
+
+
+class CacheRepo:
+    """The cache repo, its leases and its registry snapshots.
+
+    Parameters
+    ----------
+    place : `pathlib.Path`
+        Empty folder on shared memory.
+    central : `lsst.daf.butler.Butler`
+        The central repo: gives the dimension universe.
+    max_bytes : `int`
+        Bytes of datasets to hold at most.
+
+    Notes
+    -----
+    One thread owns an instance; it is not safe for more.
+    """
+
+    def __init__(self, place: Path, central: Butler, max_bytes: int):
+        self.place = place
+        self.root = place / "cache"
+        self.max_bytes = max_bytes
+        self._held: dict[uuid.UUID, _Held] = {}
+        self._leases: dict[str, frozenset[uuid.UUID]] = {}
+        self._certified: dict[tuple[str, uuid.UUID], Timespan] = {}
+        self._chains: dict[str, tuple[str, ...]] = {}
+        self._collections: set[str] = set()
+        self._generation = 0
+        self._changed = True
+        self._snapshot: Path | None = None
+        self._snapshot_users: dict[Path, set[str]] = {}
+        self._fetched = 0
+        self._evicted = 0
+        Butler.makeRepo(
+            str(self.root),
+            config=_store_config(),
+            dimensionConfig=central.dimensions.dimensionConfig,
+        )
+        self.butler = Butler.from_config(str(self.root), writeable=True)
+        self.child_config = place / "child-butler.yaml"
+        self._write_child_config()
+        (place / "snapshots").mkdir()
+
+    def close(self) -> None:
+        """Close the registry's connection."""
+        self.butler.close()
+
+    def insert_records(self, records: Mapping[str, Sequence[DimensionRecord]]) -> None:
+        """Insert dimension records that every child needs.
+
+        Parameters
+        ----------
+        records : `~collections.abc.Mapping` [ `str`, sequence of records ]
+            Records by dimension element, in dependency order.
+        """
+        for element, rows in records.items():
+            if rows:
+                self.butler.registry.insertDimensionData(element, *rows, skip_existing=True)
+                self._changed = True
+
+    def register_dataset_types(self, dataset_types: Iterable[DatasetType]) -> None:
+        """Register dataset types, so that children need not."""
+        for dataset_type in dataset_types:
+            self._changed |= self.butler.registry.registerDatasetType(dataset_type)
+
+    def mirror_collections(self, chains: Mapping[str, tuple[str, ...]], calibrations: Iterable[str]) -> None:
+        """Give the cache the chains of the central repo.
+
+        Only what a search of the cache can meet is mirrored: the chains and
+        their order, and calibration collections; runs come with datasets.
+
+        Parameters
+        ----------
+        chains : `~collections.abc.Mapping` [ `str`, `tuple` [ `str`, ... ] ]
+            Children of each chain, innermost chains first.
+        calibrations : `~collections.abc.Iterable` [ `str` ]
+            Calibration collections.
+        """
+        for name in calibrations:
+            if name not in self._collections:
+                self.butler.collections.register(name, CollectionType.CALIBRATION)
+                self._collections.add(name)
+                self._changed = True
+        for name, children in chains.items():
+            if self._chains.get(name) == children:
+                continue
+            for child in children:
+                if child not in self._collections and child not in chains:
+                    self.butler.collections.register(child, CollectionType.RUN)
+                    self._collections.add(child)
+            if name not in self._chains:
+                self.butler.collections.register(name, CollectionType.CHAINED)
+            self.butler.collections.redefine_chain(name, children)
+            self._chains[name] = children
+            self._changed = True
+
+    def fetch(self, central: Butler, refs: Iterable[DatasetRef], lasting: frozenset[uuid.UUID]) -> int:
+        """Bring datasets into the cache that it does not hold yet.
+
+        Parameters
+        ----------
+        central : `lsst.daf.butler.Butler`
+            Where to read from.
+        refs : `~collections.abc.Iterable` [ `lsst.daf.butler.DatasetRef` ]
+            What is needed, held or not.
+        lasting : `frozenset` [ `uuid.UUID` ]
+            Those that this node uses at every visit: evicted last.
+
+        Returns
+        -------
+        count : `int`
+            How many were fetched.
+
+        Raises
+        ------
+        FileNotFoundError
+            Raised if a dataset is in the registry and its file is gone.
+        SharedMemoryError
+            Raised if the cache's file system is full and nothing can go.
+        """
+        now = time.time()
+        missing = []
+        for ref in refs:
+            held = self._held.get(ref.id)
+            if held is None:
+                missing.append(ref)
+            else:
+                held.used = now
+                held.lasting |= ref.id in lasting
+        if not missing:
+            return 0
+        try:
+            self._transfer(central, missing)
+        except OSError as e:
+            if e.errno != errno.ENOSPC or not self._evict(self.max_bytes // 2):
+                if e.errno == errno.ENOSPC:
+                    raise SharedMemoryError(f"The cache's file system is full: {self.place}.") from e
+                raise
+            self._transfer(central, missing)
+        for ref in missing:
+            size = self._size(ref)
+            self._fetched += size
+            self._held[ref.id] = _Held(ref, size, now, ref.id in lasting)
+        self._changed = True
+        self._evict(self.max_bytes, keep=frozenset(ref.id for ref in missing))
+        return len(missing)
+
+    def certify(self, collection: str, ref: DatasetRef, timespan: Timespan) -> None:
+        """Certify a calib as central has it.
+
+        Parameters
+        ----------
+        collection : `str`
+            Calibration collection.
+        ref : `lsst.daf.butler.DatasetRef`
+            The calib; it must be in the cache.
+        timespan : `lsst.daf.butler.Timespan`
+            Its validity range in central.
+        """
+        known = self._certified.get((collection, ref.id))
+        if known == timespan:
+            return
+        registry = self.butler.registry
+        try:
+            registry.certify(collection, [ref], timespan)
+        except ConflictingDefinitionError:
+            # Central has certified another dataset for this time since;
+            # what it says now is what holds.
+            registry.decertify(collection, ref.datasetType, timespan, dataIds=[ref.dataId])
+            registry.certify(collection, [ref], timespan)
+            for other, held in list(self._held.items()):
+                same = held.ref.datasetType == ref.datasetType and held.ref.dataId == ref.dataId
+                if same and other != ref.id:
+                    self._certified.pop((collection, other), None)
+        self._certified[collection, ref.id] = timespan
+        self._changed = True
+
+    def lease(self, holder: str, ids: Iterable[uuid.UUID]) -> Path:
+        """Promise datasets to a child and say which registry copy to clone.
+
+        Parameters
+        ----------
+        holder : `str`
+            Who holds the lease; give it back with `release`.
+        ids : `~collections.abc.Iterable` [ `uuid.UUID` ]
+            Datasets that may not be evicted meanwhile.
+
+        Returns
+        -------
+        snapshot : `pathlib.Path`
+            SQLite file that does not change while the lease lasts.
+        """
+        self._leases[holder] = frozenset(ids)
+        if self._changed or self._snapshot is None:
+            self._take_snapshot()
+        assert self._snapshot is not None
+        self._snapshot_users.setdefault(self._snapshot, set()).add(holder)
+        return self._snapshot
+
+    def release(self, holder: str) -> None:
+        """Give a lease back; of an unknown holder, nothing happens."""
+        self._leases.pop(holder, None)
+        for path, users in list(self._snapshot_users.items()):
+            users.discard(holder)
+            if not users and path != self._snapshot:
+                path.unlink(missing_ok=True)
+                del self._snapshot_users[path]
+
+    def statistics(self) -> CacheStatistics:
+        """Say how full the cache is."""
+        return CacheStatistics(
+            datasets=len(self._held),
+            bytes_held=sum(h.size for h in self._held.values()),
+            bytes_fetched=self._fetched,
+            evicted=self._evicted,
+            leases=len(self._leases),
+        )
+
+    def _transfer(self, central: Butler, refs: list[DatasetRef]) -> None:
+        self.butler.transfer_from(
+            central,
+            refs,
+            transfer="copy",
+            skip_missing=False,
+            register_dataset_types=True,
+            transfer_dimensions=True,
+        )
+
+    def _size(self, ref: DatasetRef) -> int:
+        primary, components = self.butler.getURIs(ref)
+        uris = [primary] if primary is not None else list(components.values())
+        return sum(Path(uri.ospath).stat().st_size for uri in uris)
+
+    def _evict(self, limit: int, keep: frozenset[uuid.UUID] = frozenset()) -> bool:
+        """Evict the least recently used until ``limit`` bytes are held."""
+        total = sum(h.size for h in self._held.values())
+        leased = frozenset[uuid.UUID]().union(*self._leases.values()) | keep
+        victims = []
+        for held in sorted(self._held.values(), key=lambda h: (h.lasting, h.used)):
+            if total <= limit:
+                break
+            if held.ref.id not in leased:
+                victims.append(held.ref)
+                total -= held.size
+        if victims:
+            self.butler.pruneDatasets(victims, disassociate=True, unstore=True, purge=True)
+            gone = {ref.id for ref in victims}
+            for dataset_id in gone:
+                del self._held[dataset_id]
+            self._certified = {k: t for k, t in self._certified.items() if k[1] not in gone}
+            self._evicted += len(victims)
+            self._changed = True
+            _LOG.info("Evicted %d datasets from the cache; %d bytes are held.", len(victims), total)
+        return bool(victims)
+
+    def _take_snapshot(self) -> None:
+        self._generation += 1
+        path = self.place / "snapshots" / f"{self._generation}.sqlite3"
+        # SQLite's own backup sees a consistent registry whatever its journal
+        # mode; a plain copy would not have to.
+        source = sqlite3.connect(f"file:{self.root / 'gen3.sqlite3'}?mode=ro", uri=True)
+        target = sqlite3.connect(path)
+        try:
+            source.backup(target)
+        finally:
+            target.close()
+            source.close()
+        old, self._snapshot, self._changed = self._snapshot, path, False
+        if old is not None and not self._snapshot_users.get(old):
+            old.unlink(missing_ok=True)
+            self._snapshot_users.pop(old, None)
+
+    def _write_child_config(self) -> None:
+        config = Config(str(self.root / "butler.yaml"))
+        stores = config["datastore", "datastores"]
+        roots = ("<butlerRoot>/local", str(self.root / _SHARED_FOLDER))
+        constraints: tuple[dict, dict] = ({"accept": ["all"]}, {"reject": ["all"]})
+        for store, root, constraint in zip(stores, roots, constraints, strict=True):
+            store["root"] = root
+            store["constraints"] = constraint
+        config["datastore", "datastores"] = stores
+        with self.child_config.open("w") as stream:
+            config.dump(stream)
+        os.chmod(self.child_config, 0o600)
+
+
+def _store_config() -> Config:
+    """Configuration of the cache's two chained stores."""
+    stores = [
+        {
+            "datastore": {
+                "cls": _FILE,
+                "name": name,
+                "root": f"<butlerRoot>/{name}",
+                # Records of two stores in one registry must not share a table.
+                "records": {"table": f"{name}_datastore_records"},
+                "create": True,
+                "constraints": constraint,
+            }
+        }
+        for name, constraint in (("local", {"reject": ["all"]}), ("shared", {"accept": ["all"]}))
+    ]
+    config = Config()
+    config["datastore"] = {"cls": _CHAINED, "datastores": stores}
+    return config

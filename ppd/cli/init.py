@@ -1,0 +1,108 @@
+"""``ppd-init``: prepare the central repo for a day's work.
+
+Exit codes:
+
+====  =====================================================================
+0     the central repo is prepared, now or already before
+1     something unexpected happened
+2     the configuration or a pipeline can't be used (nothing was written)
+3     the central repo does not answer
+4     what is in the central repo contradicts what would be written
+====  =====================================================================
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import find_config, load_settings
+from ..deployment import date_string
+from ..errors import CentralUnavailableError, ConfigurationError
+from ..logs import setup_logging
+
+_LOG = logging.getLogger(__name__)
+
+
+def _day_obs(text: str) -> int:
+    digits = text.replace("-", "")
+    try:
+        date_string(int(digits))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date; write YYYYMMDD") from None
+    return int(digits)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ppd-init",
+        description="Prepare the central repo for a day's work: dataset types, runs with the init-outputs of "
+        "every configured pipeline, and the day's chain. Doing it again changes nothing.",
+        epilog="Exit codes: 0 prepared; 2 configuration can't be used; 3 central repo does not answer; "
+        "4 the central repo contradicts the configuration; 1 anything else.",
+    )
+    parser.add_argument("-c", "--config", type=Path, help="configuration file (default: $PPD_CONFIG)")
+    parser.add_argument("--day-obs", type=_day_obs, help="day to prepare, YYYYMMDD (default: today)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ppd-init``.
+
+    Parameters
+    ----------
+    argv : sequence of `str`, optional
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    code : `int`
+        Exit code; see the module.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        settings = load_settings(find_config(args.config, os.environ), os.environ)
+    except ConfigurationError as e:
+        print(f"ppd-init: {e}", file=sys.stderr)
+        return 2
+    setup_logging(settings)
+    # Seconds of imports, which a wrong configuration need not wait for.
+    from lsst.daf.butler.registry import ConflictingDefinitionError
+
+    from ..initializer import initialize
+
+    try:
+        report = initialize(settings, args.day_obs)
+    except ConfigurationError as e:
+        print(f"ppd-init: nothing was written.\n{e}", file=sys.stderr)
+        return 2
+    except CentralUnavailableError as e:
+        print(f"ppd-init: {e}", file=sys.stderr)
+        return 3
+    except ConflictingDefinitionError as e:
+        print(f"ppd-init: the central repo contradicts this configuration: {e}", file=sys.stderr)
+        return 4
+    except Exception:
+        _LOG.exception("ppd-init failed.")
+        return 1
+    if args.json:
+        print(json.dumps(dataclasses.asdict(report)))
+    elif report.written:
+        print(f"Prepared {report.chain} for {report.deployment} in {report.seconds:.1f} s:")
+        print("\n".join(f"  {run}" for run in report.runs))
+    else:
+        print(f"Already initialized: {report.chain} for {report.deployment}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

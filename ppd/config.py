@@ -1,0 +1,367 @@
+"""Settings: what one ppd service is told, from a YAML file and the environment."""
+
+from __future__ import annotations
+
+__all__ = ["PipelineNode", "Settings", "SkyRange", "find_config", "load_settings", "parse_size"]
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
+_DEFAULT_CONFIG = Path("/etc/ppd/ppd.yaml")
+_UNIX_PATH_BYTES = 107
+# The longest name that ppd gives to a socket in its socket directory.
+_SOCKET_NAME_BYTES = 20
+_LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "VERBOSE", "DEBUG", "TRACE")
+
+
+def parse_size(value: object) -> object:
+    """Read a size in bytes.
+
+    Parameters
+    ----------
+    value : `object`
+        A number, or text such as ``4 GiB``, ``500MB`` or ``1024``.
+
+    Returns
+    -------
+    size : `object`
+        Bytes as `int` if the value is such a text, else the value unchanged.
+
+    Raises
+    ------
+    ValueError
+        Raised if a text is not a size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise ValueError("not a size: write bytes or, for example, 512 MiB or 4 GiB")
+    number, prefix, binary = match.groups()
+    factor = 1024 if binary else 1000
+    return int(float(number) * factor ** " KMGT".index(prefix.upper() or " "))
+
+
+def _check_regex(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as e:
+        raise ValueError(f"not a regular expression: {e}") from e
+    return value
+
+
+def _check_level(value: object) -> object:
+    if isinstance(value, str):
+        value = value.upper()
+        if value not in _LEVELS:
+            raise ValueError(f"not a log level; these are: {', '.join(_LEVELS)}")
+    return value
+
+
+def _split_levels(value: object) -> object:
+    # SERVICE_LOG_LEVELS: "lsst.daf=DEBUG .=INFO", "." being the root logger.
+    if not isinstance(value, str):
+        return value
+    levels = {}
+    for pair in value.replace(",", " ").split():
+        name, equals, level = pair.partition("=")
+        if not equals or not name:
+            raise ValueError(f"{pair!r} is not logger=LEVEL")
+        levels[name] = level
+    return levels
+
+
+_Bytes = Annotated[int, pydantic.BeforeValidator(parse_size), pydantic.Field(ge=0)]
+_Seconds = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+_Grace = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+_Count = Annotated[int, pydantic.Field(ge=1)]
+_Name = Annotated[str, pydantic.Field(min_length=1)]
+_Regex = Annotated[str, pydantic.AfterValidator(_check_regex)]
+_Level = Annotated[str, pydantic.BeforeValidator(_check_level)]
+_Degrees = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+
+
+class _Frozen(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_by_name=True,
+        validate_by_alias=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class SkyRange(_Frozen):
+    """A closed range of right ascension or declination, in degrees."""
+
+    min: _Degrees
+    """Lower bound, degrees; a right ascension may wrap (340 to 20, or -20 to 20)."""
+
+    max: _Degrees
+    """Upper bound, degrees."""
+
+
+class PipelineNode(_Frozen):
+    """One case of the pipelines configuration; the first that matches wins."""
+
+    survey: str | None = None
+    """Survey of the visit; any when absent."""
+
+    ra: SkyRange | None = None
+    """Range of right ascension, ICRS degrees."""
+
+    dec: SkyRange | None = None
+    """Range of declination, ICRS degrees."""
+
+    binary_map: Path | None = pydantic.Field(default=None, alias="binary-map")
+    """All-sky HEALPix map (FITS, implicit indexing); its value 1 matches, 0 and 16 (unknown) don't."""
+
+    coord_type: Literal["detector", "boresight"] = pydantic.Field(default="detector", alias="coord-type")
+    """Whether ra, dec and map are compared with the detector's centre or with the boresight."""
+
+    pipelines: tuple[_Name, ...]
+    """Pipeline files in order of preference; none: the visit is ignored."""
+
+    @pydantic.field_validator("pipelines", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: object) -> object:
+        return () if value is None or value == "None" else value
+
+    @pydantic.field_validator("pipelines")
+    @classmethod
+    def _unique_stems(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        # The stem names the output run.
+        stems = [PurePosixPath(path).stem for path in value]
+        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+        if twice:
+            raise ValueError(f"two pipeline files of one node have the same name: {', '.join(twice)}")
+        return value
+
+    @pydantic.field_validator("dec")
+    @classmethod
+    def _ordered(cls, value: SkyRange | None) -> SkyRange | None:
+        if value is not None and value.min > value.max:
+            raise ValueError("min is greater than max; only right ascension wraps")
+        return value
+
+
+class Settings(_Frozen):
+    """All that one ppd service can be told, with a sentence on each."""
+
+    config_path: Path | None = None
+    """The file that the settings were read from; set by `load_settings`, not in the file."""
+
+    instrument: _Name
+    """Short name of the instrument, as in the Butler ``instrument`` dimension (RUBIN_INSTRUMENT)."""
+
+    instrument_description: str | None = None
+    """``package.module:function`` that describes an instrument no installed package announces."""
+
+    skymap: str | None = None
+    """Name of the sky map that templates are on (SKYMAP)."""
+
+    central_repo: _Name
+    """URI or alias of the central repo that outputs are written to (CENTRAL_REPO)."""
+
+    read_central_repo: str | None = None
+    """URI or alias of a read replica for input queries; the write repo when absent (READ_CENTRAL_REPO)."""
+
+    preprocessing_pipelines: tuple[PipelineNode, ...] = ()
+    """Which pipelines run before the raw arrives (PREPROCESSING_PIPELINES_CONFIG)."""
+
+    main_pipelines: Annotated[tuple[PipelineNode, ...], pydantic.Field(min_length=1)]
+    """Which pipelines run on the raw (MAIN_PIPELINES_CONFIG)."""
+
+    pipeline_parameters: dict[str, str] = {}
+    """Values for parameters of pipelines, given to each pipeline that declares the parameter."""
+
+    apdb_config: str | None = None
+    """URI of the APDB's configuration, also given to pipelines as ``apdb_config`` (CONFIG_APDB)."""
+
+    state_dir: Path = Path("/var/lib/ppd")
+    """Folder for what must outlive a restart: journal, spool, sockets, logs of children."""
+
+    socket_dir: Path = pydantic.Field(default_factory=lambda data: data["state_dir"] / "sockets")
+    """Folder of the ZeroMQ sockets, mode 0700; ``sockets`` in `state_dir` when absent."""
+
+    shm_dir: Path = Path("/dev/shm")
+    """Shared memory that holds the cache repo."""
+
+    shm_fallback: Path | None = None
+    """Folder for the cache when shared memory is absent, full or too small."""
+
+    cache_bytes: _Bytes = 4 * 2**30
+    """The cache's size limit, bytes."""
+
+    shm_min_free: _Bytes = 256 * 2**20
+    """Bytes that must be free where the cache goes."""
+
+    local_repos: Path = pydantic.Field(default_factory=lambda data: data["state_dir"] / "local")
+    """Folder of the children's local repos (LOCAL_REPOS); ``local`` in `state_dir` when absent."""
+
+    spool_dir: Path = pydantic.Field(default_factory=lambda data: data["state_dir"] / "spool")
+    """Folder of outputs that wait for export; ``spool`` in `state_dir` when absent."""
+
+    spool_max_bytes: _Bytes = 20 * 2**30
+    """The spool's size limit, bytes."""
+
+    raw_dirs: tuple[Path, ...] = ()
+    """Folders that are watched for raws."""
+
+    raw_settle: _Seconds = 1.0
+    """Seconds for which a raw written in place must not change before it counts as complete."""
+
+    raw_keep_seconds: _Seconds = 3600.0
+    """Seconds for which a raw that came before its visit is remembered."""
+
+    raw_keep_count: _Count = 10_000
+    """How many such raws are remembered."""
+
+    image_timeout: _Seconds = 20.0
+    """Seconds to wait for a raw beyond twice the visit's duration (IMAGE_TIMEOUT)."""
+
+    worker_timeout: _Seconds = 900.0
+    """Seconds that a child may take in all (WORKER_TIMEOUT)."""
+
+    message_expiration: _Seconds = 3600.0
+    """Age in seconds from which a nextVisit message is refused (MESSAGE_EXPIRATION)."""
+
+    preload_padding: _Grace = 30.0
+    """Padding of detector polygons for input queries, arcsec (PRELOAD_PADDING)."""
+
+    repo_retry_delay: _Grace = 30.0
+    """Mean seconds before the central repo is tried again (REPO_RETRY_DELAY)."""
+
+    export_types: tuple[_Regex, ...] = (".*",)
+    """Regular expressions of the dataset types to export, matched whole (EXPORT_TYPE_REGEXP)."""
+
+    slots: _Count = 32
+    """How many children may live at once."""
+
+    running: Annotated[int, pydantic.Field(ge=1)] | None = None
+    """How many children may execute pipelines at once; one per core when absent."""
+
+    retries: Annotated[int, pydantic.Field(ge=0)] = 1
+    """How often a detector-visit is tried again after a retriable failure."""
+
+    heartbeat_interval: _Seconds = 2.0
+    """Seconds between a child's heartbeats."""
+
+    heartbeat_timeout: _Seconds = 30.0
+    """Seconds of silence after which a child counts as hung."""
+
+    export_batch: _Count = 20
+    """How many detector-visits go into one export."""
+
+    export_age: _Grace = 1.0
+    """Seconds that an output may wait for others to be exported with it."""
+
+    rotation_tolerance: _Grace = 1.0
+    """Degrees that an exposure's rotation may differ from the announced one."""
+
+    drain_grace: _Grace = 300.0
+    """Seconds that a drain waits for visits at work before it stops them."""
+
+    stop_grace: _Grace = 10.0
+    """Seconds from SIGTERM to SIGKILL for a child."""
+
+    initialize_automatically: bool = False
+    """Whether the supervisor does ppd-init's work itself when a new day or deployment begins."""
+
+    log_level: _Level = "INFO"
+    """Level of ppd's and the middleware's log."""
+
+    log_format: Literal["auto", "text", "json"] = "auto"
+    """Text for people, JSON for programs; ``auto``: text on a terminal, else JSON."""
+
+    log_levels: Annotated[dict[str, _Level], pydantic.BeforeValidator(_split_levels)] = {}
+    """Levels of single loggers, ``.`` being the root (SERVICE_LOG_LEVELS, ``logger=LEVEL`` pairs)."""
+
+    @pydantic.field_validator("socket_dir")
+    @classmethod
+    def _short_enough(cls, value: Path) -> Path:
+        length = len(os.fsencode(value.absolute())) + 1 + _SOCKET_NAME_BYTES
+        if length > _UNIX_PATH_BYTES:
+            raise ValueError(
+                f"{value} is too long: with a socket's name it takes {length} bytes of the "
+                f"{_UNIX_PATH_BYTES} that a socket's path may have; set socket_dir to a shorter path"
+            )
+        return value
+
+    @pydantic.field_validator("heartbeat_timeout")
+    @classmethod
+    def _longer_than_interval(cls, value: float, info: pydantic.ValidationInfo) -> float:
+        if value <= info.data.get("heartbeat_interval", 0):
+            raise ValueError("must be longer than heartbeat_interval")
+        return value
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Parameters for pipelines, ``apdb_config`` among them."""
+        if self.apdb_config is None:
+            return dict(self.pipeline_parameters)
+        return {"apdb_config": self.apdb_config, **self.pipeline_parameters}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON can hold them."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the settings that `to_dict` was called on."""
+        return cls.model_validate(data)
+
+
+def find_config(given: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """Find the configuration file of a command.
+
+    Parameters
+    ----------
+    given : `pathlib.Path` or `None`
+        What the command line says.
+    environ : `~collections.abc.Mapping` [ `str`, `str` ]
+        The environment.
+
+    Returns
+    -------
+    path : `pathlib.Path` or `None`
+        The file given, else that of ``PPD_CONFIG``, else
+        ``/etc/ppd/ppd.yaml`` where there is one.
+    """
+    if given is not None:
+        return given
+    if environ.get("PPD_CONFIG"):
+        return Path(environ["PPD_CONFIG"])
+    return _DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None
+
+
+def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """Read the settings from a file and the environment.
+
+    Parameters
+    ----------
+    path : `pathlib.Path` or `None`
+        YAML file with `Settings` fields; `None`: environment only.
+    environ : `~collections.abc.Mapping` [ `str`, `str` ]
+        The environment, whose prompt_processing names win over the file.
+
+    Returns
+    -------
+    settings : `Settings`
+        The settings; relative paths of the file made relative to its folder.
+
+    Raises
+    ------
+    ppd.errors.ConfigurationError
+        Raised if anything is wrong; the message names every mistake with its
+        place, one a line.
+    """
+    from ._settings_sources import read_settings
+
+    return read_settings(path, environ)

@@ -1,0 +1,1 @@
+"""The demo observatory: a small survey to try ppd on."""

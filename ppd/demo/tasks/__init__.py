@@ -1,0 +1,1 @@
+"""Pipeline tasks of the demo observatory."""

@@ -1,0 +1,71 @@
+"""The errors of ppd: one sentence each on when it is raised."""
+
+from __future__ import annotations
+
+__all__ = [
+    "CentralUnavailableError",
+    "ConfigurationError",
+    "FinalError",
+    "IgnorableVisitError",
+    "InvalidRawError",
+    "InvalidVisitError",
+    "MissingInputError",
+    "NotInitializedError",
+    "PpdError",
+    "RetriableError",
+    "SharedMemoryError",
+    "SpoolFullError",
+    "StaleVisitError",
+]
+
+
+class PpdError(Exception):
+    """Base of all errors that ppd raises on purpose."""
+
+
+class ConfigurationError(PpdError):
+    """Raised when the configuration can't be used; the message names every mistake."""
+
+
+class NotInitializedError(PpdError):
+    """Raised when ``ppd-init`` has not prepared the runs of this deployment and day."""
+
+
+class SharedMemoryError(PpdError):
+    """Raised when neither shared memory nor the fall-back directory can hold the cache."""
+
+
+class InvalidVisitError(PpdError):
+    """Raised when a nextVisit message can't be understood or contradicts the instrument."""
+
+
+class StaleVisitError(InvalidVisitError):
+    """Raised when a nextVisit message is older than the configured expiry."""
+
+
+class IgnorableVisitError(PpdError):
+    """Raised when the configuration names no pipeline for a visit."""
+
+
+class InvalidRawError(PpdError):
+    """Raised when a raw can't be read or is not what its path says."""
+
+
+class MissingInputError(PpdError):
+    """Raised when a detector lacks an input that no pipeline can do without."""
+
+
+class CentralUnavailableError(PpdError):
+    """Raised when the central repo did not answer within its retries."""
+
+
+class SpoolFullError(PpdError):
+    """Raised when the spool has no room for another hand-over."""
+
+
+class RetriableError(PpdError):
+    """Raised when processing failed and nothing outside ppd has changed."""
+
+
+class FinalError(PpdError):
+    """Raised when processing failed and the APDB or an alert stream may have changed."""

@@ -1,0 +1,1 @@
+"""Instrument descriptions that need no compiled stack."""

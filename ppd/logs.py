@@ -1,0 +1,139 @@
+"""Log records with the detector-visit they belong to, for people or programs."""
+
+from __future__ import annotations
+
+__all__ = ["JsonFormatter", "TextFormatter", "bind", "bound", "mask_secrets", "setup_logging"]
+
+import contextlib
+import contextvars
+import datetime
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TextIO
+
+_FIELDS: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("ppd_log_fields", default={})
+
+_USERINFO = re.compile(r"(?P<head>\w://[^\s/:@'\"]*):[^\s/@'\"]+@")
+_QUERY = re.compile(
+    r"(?P<head>[?&;\s](?:[\w-]*(?:password|passwd|token|secret|signature|credential|api[-_]?key))=)[^\s&;'\"]+",
+    re.IGNORECASE,
+)
+
+
+class _LogSettings(Protocol):
+    @property
+    def log_level(self) -> str: ...
+    @property
+    def log_format(self) -> str: ...
+    @property
+    def log_levels(self) -> Mapping[str, str]: ...
+
+
+def bind(**fields: Any) -> None:
+    """Add fields to every later log record of this thread or task.
+
+    Parameters
+    ----------
+    **fields
+        ``group``, ``detector``, ``exposure``, ``visit``, …; `None` removes
+        the field.
+    """
+    merged = {**_FIELDS.get(), **fields}
+    _FIELDS.set({name: value for name, value in merged.items() if value is not None})
+
+
+@contextlib.contextmanager
+def bound(**fields: Any) -> Iterator[None]:
+    """Add fields to log records within a ``with`` block; see `bind`."""
+    token = _FIELDS.set(_FIELDS.get())
+    try:
+        bind(**fields)
+        yield
+    finally:
+        _FIELDS.reset(token)
+
+
+def mask_secrets(text: str) -> str:
+    """Hide passwords in URLs and the values of secret query parameters."""
+    return _QUERY.sub(r"\g<head>***", _USERINFO.sub(r"\g<head>:***@", text))
+
+
+class TextFormatter(logging.Formatter):
+    """One line for a person: time, level, logger, fields, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        fields = " ".join(f"{name}={value}" for name, value in _FIELDS.get().items())
+        where = f"[{fields}] " if fields else ""
+        text = (
+            f"{moment:%H:%M:%S}.{int(record.msecs):03d} {record.levelname:<7} {record.process} "
+            f"{record.name}: {where}{record.getMessage()}"
+        )
+        return mask_secrets(text + _traceback(self, record))
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object on one line for a log collector."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        entry: dict[str, Any] = {
+            "timestamp": moment.isoformat(timespec="milliseconds"),
+            "severity": record.levelname,
+            "logger": record.name,
+            "pid": record.process,
+            **_FIELDS.get(),
+            "message": mask_secrets(record.getMessage()),
+        }
+        trouble = _traceback(self, record)
+        if trouble:
+            entry["exception"] = mask_secrets(trouble.strip())
+        return json.dumps(entry, default=str)
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    text = ""
+    if record.exc_info:
+        text += "\n" + formatter.formatException(record.exc_info)
+    if record.stack_info:
+        text += "\n" + formatter.formatStack(record.stack_info)
+    return text
+
+
+def setup_logging(settings: _LogSettings, stream: TextIO | None = None) -> None:
+    """Send all log records of this process to one stream.
+
+    Parameters
+    ----------
+    settings : `ppd.config.Settings` or the like
+        ``log_level``, ``log_format`` and ``log_levels`` are used.
+    stream : file-like, optional
+        Where to; standard error by default.
+
+    Notes
+    -----
+    May be called again, after a fork for instance: it replaces its own
+    handler.
+    """
+    stream = stream or sys.stderr
+    as_text = settings.log_format == "text" or (settings.log_format == "auto" and stream.isatty())
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
+    handler.set_name("ppd")
+    for name, value in (("VERBOSE", 15), ("TRACE", 5)):
+        logging.addLevelName(value, name)
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        if old.get_name() == "ppd":
+            root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(settings.log_level)
+    # Chatty at INFO, and nothing an operator asked for.
+    for name in ("botocore", "urllib3", "watchdog", "sqlalchemy"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, level in settings.log_levels.items():
+        logging.getLogger(None if name == "." else name).setLevel(level)
+    logging.captureWarnings(True)

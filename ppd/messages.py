@@ -1,0 +1,367 @@
+"""Every message between ppd's processes, as frozen models.
+
+Three conversations use them: supervisor and nursery (JSON lines on a pipe),
+supervisor and child (ZeroMQ, `ChildLink`), supervisor and ``ppdctl``
+(ZeroMQ).  Each message carries its ``kind``, so that one call parses any of
+them; what does not parse is refused and counted, never acted on.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CacheView",
+    "CancelWork",
+    "ChildDone",
+    "ChildHeartbeat",
+    "ChildReady",
+    "ControlReply",
+    "ControlRequest",
+    "DetectorKey",
+    "Exited",
+    "FailureClass",
+    "ForkRequest",
+    "Forked",
+    "InputType",
+    "Job",
+    "MessageError",
+    "NoMoreRaws",
+    "NurseryReady",
+    "NurserySetup",
+    "PermitGrant",
+    "PermitRequest",
+    "PermitReturn",
+    "PhaseEvent",
+    "PipelineSummary",
+    "RawArrived",
+    "SetupFailed",
+    "ShutDown",
+    "decode",
+    "encode",
+]
+
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+FailureClass = Literal["retriable", "final", "ignorable"]
+"""What a failure has changed outside ppd (invariant 7 of the design)."""
+
+
+class MessageError(ValueError):
+    """Raised when bytes are not a message of ppd."""
+
+
+class _Message(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class DetectorKey(_Message):
+    """Identity of one detector-visit and of the attempt at it."""
+
+    instrument: str
+    group: str
+    detector: int
+    attempt: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.group}/{self.detector}#{self.attempt}"
+
+
+class InputType(_Message):
+    """One overall input of a set of pipelines, as the graph declares it."""
+
+    name: str
+    dimensions: tuple[str, ...]
+    storage_class: str
+    is_calibration: bool
+    is_prerequisite: bool
+    optional: bool
+    """Whether a pipeline can do without (connection minimum 0)."""
+    multiple: bool
+
+
+class PipelineSummary(_Message):
+    """What the supervisor must know of one pipeline without importing its tasks."""
+
+    path: str
+    inputs: tuple[InputType, ...]
+    outputs: tuple[str, ...]
+    """Names of all dataset types that the pipeline may write."""
+    init_outputs: tuple[str, ...]
+    """Names of dataset types written once by ``ppd-init``."""
+
+
+class CacheView(_Message):
+    """Where a child finds the inputs that were resolved for its visit."""
+
+    snapshot: str
+    """Path of the immutable registry copy to clone (SQLite)."""
+    config: str
+    """Path of the ``butler.yaml`` that goes with the clone."""
+    collections: tuple[str, ...]
+    """Input collections, in search order."""
+
+
+class Job(_Message):
+    """All that a child needs to know of its detector-visit."""
+
+    key: DetectorKey
+    visit: dict[str, Any]
+    """The announcement, as `ppd.visit.BareVisit` dumps it."""
+    accepted: float
+    """When the visit was accepted, Unix seconds."""
+    expires: float
+    """When its message expires, Unix seconds."""
+    cache: CacheView
+    preprocessing: tuple[str, ...]
+    """Paths of pre-processing pipelines, in order of preference."""
+    main: tuple[str, ...]
+    """Paths of main pipelines, in order of preference."""
+    runs: dict[str, str]
+    """Output run by pipeline path, and ``NoPipeline`` for preload products."""
+    endpoint: str
+    """Where the child connects to the supervisor."""
+    local_repo: str
+    """Folder that the child makes and removes."""
+    spool: str
+    """Root of the spool."""
+    log_file: str
+    """Where the child's output goes."""
+
+
+class NurserySetup(_Message):
+    """First line that the supervisor writes to the nursery."""
+
+    kind: Literal["nursery_setup"] = "nursery_setup"
+    settings: dict[str, Any]
+
+
+class NurseryReady(_Message):
+    """The nursery has imported and built everything and can fork."""
+
+    kind: Literal["nursery_ready"] = "nursery_ready"
+    pid: int
+    seconds: float
+    pipelines: tuple[PipelineSummary, ...]
+
+
+class SetupFailed(_Message):
+    """The nursery can't be used; the reason is a configuration mistake."""
+
+    kind: Literal["setup_failed"] = "setup_failed"
+    reason: str
+
+
+class ForkRequest(_Message):
+    """Fork a child for this job."""
+
+    kind: Literal["fork_request"] = "fork_request"
+    job: Job
+
+
+class Forked(_Message):
+    """A child was forked."""
+
+    kind: Literal["forked"] = "forked"
+    key: DetectorKey
+    pid: int
+
+
+class Exited(_Message):
+    """A child ended and was reaped."""
+
+    kind: Literal["exited"] = "exited"
+    key: DetectorKey
+    pid: int
+    code: int
+    """Exit code; negative: the signal that ended it."""
+
+
+class ShutDown(_Message):
+    """End; children still alive are ended too."""
+
+    kind: Literal["shut_down"] = "shut_down"
+
+
+class ChildReady(_Message):
+    """The child's Butler is open on its clone."""
+
+    kind: Literal["child_ready"] = "child_ready"
+    key: DetectorKey
+    pid: int
+    seconds: float
+    """From the start of the child to here."""
+
+
+class ChildHeartbeat(_Message):
+    """The child is alive."""
+
+    kind: Literal["child_heartbeat"] = "child_heartbeat"
+    key: DetectorKey
+    phase: str
+
+
+class PhaseEvent(_Message):
+    """Something worth a line in the journal happened in the child."""
+
+    kind: Literal["phase_event"] = "phase_event"
+    key: DetectorKey
+    name: Literal[
+        "preprocess_start",
+        "preprocess_end",
+        "ingested",
+        "raw_refused",
+        "exposure_dropped",
+        "main_start",
+        "first_task",
+        "alert_sent",
+        "pipeline_end",
+        "handed_over",
+    ]
+    time: float
+    detail: dict[str, Any] = {}
+
+
+class PermitRequest(_Message):
+    """The child has work for a processor and waits for a permit."""
+
+    kind: Literal["permit_request"] = "permit_request"
+    key: DetectorKey
+    work: Literal["preprocess", "main"]
+
+
+class PermitReturn(_Message):
+    """The child only waits now; another may have its permit."""
+
+    kind: Literal["permit_return"] = "permit_return"
+    key: DetectorKey
+
+
+class PermitGrant(_Message):
+    """The child may use a processor until it gives it back or ends."""
+
+    kind: Literal["permit_grant"] = "permit_grant"
+
+
+class ChildDone(_Message):
+    """The child's last word: how its detector-visit ended."""
+
+    kind: Literal["child_done"] = "child_done"
+    key: DetectorKey
+    success: bool
+    reason: str = ""
+    failure: FailureClass | None = None
+    pipeline: str | None = None
+    """The main pipeline that ran."""
+    entry: str | None = None
+    """Name of the spool entry, if outputs were handed over."""
+    datasets: int = 0
+
+
+class RawArrived(_Message):
+    """A raw of this detector-visit is complete on disk."""
+
+    kind: Literal["raw_arrived"] = "raw_arrived"
+    path: str
+    snap: int
+    exposure: int | None = None
+
+
+class NoMoreRaws(_Message):
+    """No further raw will come; go on with what there is."""
+
+    kind: Literal["no_more_raws"] = "no_more_raws"
+    reason: str
+
+
+class CancelWork(_Message):
+    """Stop at the next safe moment."""
+
+    kind: Literal["cancel_work"] = "cancel_work"
+    reason: str
+
+
+class ControlRequest(_Message):
+    """A command of ``ppdctl`` or of a player that announces a visit."""
+
+    kind: Literal["control_request"] = "control_request"
+    command: Literal["status", "submit", "drain", "stop"]
+    visit: Any = None
+    """The nextVisit message, for ``submit``: text or object, as it came."""
+
+
+class ControlReply(_Message):
+    """The answer to a `ControlRequest`."""
+
+    kind: Literal["control_reply"] = "control_reply"
+    ok: bool
+    error: str | None = None
+    code: str = "ok"
+    """``ok``, ``malformed``, ``stale``, ``duplicate``, ``ignored``, ``unavailable``."""
+    result: dict[str, Any] = {}
+
+
+_AnyMessage = Annotated[
+    NurserySetup
+    | NurseryReady
+    | SetupFailed
+    | ForkRequest
+    | Forked
+    | Exited
+    | ShutDown
+    | ChildReady
+    | ChildHeartbeat
+    | PhaseEvent
+    | PermitRequest
+    | PermitReturn
+    | PermitGrant
+    | ChildDone
+    | RawArrived
+    | NoMoreRaws
+    | CancelWork
+    | ControlRequest
+    | ControlReply,
+    pydantic.Field(discriminator="kind"),
+]
+
+_ADAPTER: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(_AnyMessage)
+
+
+def encode(message: pydantic.BaseModel) -> bytes:
+    """Encode a message as JSON, without a line break.
+
+    Parameters
+    ----------
+    message : `pydantic.BaseModel`
+        One of this module's messages.
+
+    Returns
+    -------
+    data : `bytes`
+        UTF-8 JSON.
+    """
+    return message.model_dump_json().encode()
+
+
+def decode(data: bytes) -> Any:
+    """Decode a message.
+
+    Parameters
+    ----------
+    data : `bytes`
+        What `encode` made.
+
+    Returns
+    -------
+    message : `pydantic.BaseModel`
+        A message of this module; its class tells which.
+
+    Raises
+    ------
+    MessageError
+        Raised if the bytes are not one of these messages.
+    """
+    try:
+        return _ADAPTER.validate_json(data)
+    except pydantic.ValidationError as e:
+        raise MessageError(f"not a message of ppd: {e.errors(include_url=False)[:3]}") from e

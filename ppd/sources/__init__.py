@@ -1,0 +1,1 @@
+"""Where visits and raws come from."""

@@ -1,0 +1,1 @@
+"""The daemon that accepts visits, feeds children and exports outputs."""

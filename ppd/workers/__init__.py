@@ -1,0 +1,1 @@
+"""The nursery and the children forked from it."""

@@ -1,0 +1,129 @@
+"""Running pipelines in the child, in order of preference."""
+
+from __future__ import annotations
+
+__all__ = ["NoPipelineError", "PipelineFailedError", "run_first_possible"]
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from lsst.daf.butler import Butler, DatasetRef, DatasetType
+from lsst.pipe.base import Pipeline, PipelineTask, TaskFactory
+from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError
+from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilderError
+from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
+
+_LOG = logging.getLogger(__name__)
+
+
+class NoPipelineError(RuntimeError):
+    """Raised when no pipeline of a list can be run on the inputs there are."""
+
+
+class PipelineFailedError(RuntimeError):
+    """Raised when a pipeline started and a task of it failed."""
+
+    def __init__(self, pipeline: str, reason: str):
+        super().__init__(reason)
+        self.pipeline = pipeline
+
+
+class _AnnouncingFactory(TaskFactory):
+    """A task factory that tells when the first task begins."""
+
+    def __init__(self, first: Callable[[str], None]):
+        self._first: Callable[[str], None] | None = first
+
+    def makeTask(self, *args: object, **kwargs: object) -> PipelineTask:
+        first, self._first = self._first, None
+        task = super().makeTask(*args, **kwargs)
+        if first is not None:
+            first(task.getName())
+        return task
+
+
+def run_first_possible(
+    butler: Butler,
+    pipelines: Mapping[str, Pipeline],
+    order: Sequence[str],
+    runs: Mapping[str, str],
+    inputs: Sequence[str],
+    where: str,
+    provenance: Mapping[str, object],
+    started: Callable[[str, str], None],
+) -> str:
+    """Run the first pipeline for which a quantum graph can be built.
+
+    Parameters
+    ----------
+    butler : `lsst.daf.butler.Butler`
+        The child's repo.
+    pipelines : `~collections.abc.Mapping` [ `str`, `lsst.pipe.base.Pipeline` ]
+        Pipelines by path, as the nursery has built them.
+    order : sequence of `str`
+        Paths in order of preference.
+    runs : `~collections.abc.Mapping` [ `str`, `str` ]
+        Output run by path.
+    inputs : sequence of `str`
+        Input collections, first searched first.
+    where : `str`
+        Data query.
+    provenance : `~collections.abc.Mapping`
+        Data ID of the ``prompt_provenance`` dataset; empty: none is kept.
+    started : callable
+        Called with path and first task's name when the first task begins.
+        After it there is no fall-back to another pipeline.
+
+    Returns
+    -------
+    path : `str`
+        The pipeline that ran to its end.
+
+    Raises
+    ------
+    NoPipelineError
+        Raised if none could be started; says why for each.
+    PipelineFailedError
+        Raised if the one that started failed.
+    """
+    refusals: list[str] = []
+    for path in order:
+        run = runs[path]
+        # The run itself comes first: init-outputs were written by ppd-init.
+        scoped = Butler.from_config(butler=butler, collections=[run, *inputs], run=run)
+        executor = SeparablePipelineExecutor(
+            scoped,
+            skip_existing_in=[run],
+            task_factory=_AnnouncingFactory(lambda task, path=path: started(path, task)),
+            raise_on_partial_outputs=False,
+        )
+        try:
+            graph = executor.build_quantum_graph(pipelines[path], where=where)
+        except (QuantumGraphBuilderError, LookupError, FileNotFoundError) as e:
+            refusals.append(f"{path}: {_one_line(e)}")
+            continue
+        if len(graph) == 0:
+            refusals.append(f"{path}: no quantum can be made of the inputs")
+            continue
+        for refusal in refusals:
+            _LOG.warning("Fell back: %s", refusal)
+        try:
+            executor.run_pipeline(graph, fail_fast=True, provenance_dataset_ref=_provenance(scoped, provenance))
+        except MPGraphExecutorError as e:
+            raise PipelineFailedError(path, _one_line(e.__cause__ or e)) from e
+        except Exception as e:
+            raise PipelineFailedError(path, _one_line(e)) from e
+        return path
+    raise NoPipelineError("; ".join(refusals) or "no pipeline is configured")
+
+
+def _provenance(butler: Butler, data_id: Mapping[str, object]) -> DatasetRef | None:
+    if not data_id:
+        return None
+    dataset_type: DatasetType = butler.get_dataset_type("prompt_provenance")
+    return DatasetRef(dataset_type, butler.registry.expandDataId(data_id), run=butler.run)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:500]}"

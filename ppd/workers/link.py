@@ -1,0 +1,112 @@
+"""A child's line to the supervisor.
+
+Tasks keep the child's main thread busy for seconds, so a second thread owns
+the ZeroMQ socket: it sends heartbeats and takes what arrives.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ChildLink", "LinkClosedError"]
+
+import logging
+import queue
+import threading
+import time
+from typing import Any
+
+import pydantic
+import zmq
+
+from ..messages import ChildHeartbeat, DetectorKey, MessageError, decode, encode
+
+_LOG = logging.getLogger(__name__)
+
+_POLL_MS = 50
+
+
+class LinkClosedError(RuntimeError):
+    """Raised when the supervisor did not answer in time."""
+
+
+class ChildLink:
+    """Socket, heartbeat and queues of one child.
+
+    Parameters
+    ----------
+    endpoint : `str`
+        Where the supervisor listens for children.
+    key : `ppd.messages.DetectorKey`
+        Who this child is.
+    interval : `float`
+        Seconds between heartbeats.
+    """
+
+    def __init__(self, endpoint: str, key: DetectorKey, interval: float):
+        self.phase = "starting"
+        self._key = key
+        self._interval = interval
+        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        # The context is born here, after the fork.
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 2000)
+        self._socket.setsockopt(zmq.IDENTITY, str(key).encode())
+        self._socket.connect(endpoint)
+        self._thread = threading.Thread(target=self._run, name="link", daemon=True)
+        self._thread.start()
+
+    def send(self, message: pydantic.BaseModel) -> None:
+        """Send a message; returns at once."""
+        self._outbox.put(encode(message))
+
+    def receive(self, timeout: float) -> Any:
+        """Wait for the next message.
+
+        Parameters
+        ----------
+        timeout : `float`
+            Seconds to wait at most.
+
+        Returns
+        -------
+        message : message or `None`
+            `None` if nothing came in time.
+        """
+        try:
+            return self._inbox.get(timeout=max(0.0, timeout))
+        except queue.Empty:
+            return None
+
+    def requeue(self, message: Any) -> None:
+        """Put a message back that the caller was not ready for."""
+        self._inbox.put(message)
+
+    def close(self) -> None:
+        """Send what is left, then end; bounded by the socket's linger."""
+        self._closing.set()
+        self._thread.join(timeout=5.0)
+        self._context.destroy(linger=2000)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        beat = 0.0
+        while True:
+            closing = self._closing.is_set()
+            while True:
+                try:
+                    self._socket.send(self._outbox.get_nowait())
+                except queue.Empty:
+                    break
+            if closing:
+                return
+            if time.monotonic() >= beat:
+                self._socket.send(encode(ChildHeartbeat(key=self._key, phase=self.phase)))
+                beat = time.monotonic() + self._interval
+            if poller.poll(_POLL_MS):
+                try:
+                    self._inbox.put(decode(self._socket.recv()))
+                except MessageError as e:
+                    _LOG.error("The supervisor sent something that is no message: %s", e)

@@ -1,0 +1,239 @@
+"""The nursery: imports and builds once, then forks children on request.
+
+It is single-threaded and holds no socket, thread or database: only the pipe
+to the supervisor, on standard input and output.  One loop reads requests and
+reaps children; the idea is that of the standard library's fork server.
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import contextlib
+import gc
+import importlib
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lsst.pipe.base import Pipeline
+
+from ..config import Settings
+from ..errors import ConfigurationError
+from ..instruments.description import InstrumentDescription, find_description
+from ..logs import setup_logging
+from ..messages import (
+    DetectorKey,
+    Exited,
+    Forked,
+    ForkRequest,
+    MessageError,
+    NurseryReady,
+    NurserySetup,
+    PipelineSummary,
+    SetupFailed,
+    ShutDown,
+    decode,
+    encode,
+)
+from ..pipelines import all_pipelines, load_pipeline, summarize
+from .child import run_child
+
+_LOG = logging.getLogger(__name__)
+
+# What children need anyway; each import before the fork is one that no child
+# pays for.
+_PRELOAD = (
+    "astropy.io.fits",
+    "astropy.wcs",
+    "lsst.daf.butler.datastores.chainedDatastore",
+    "lsst.daf.butler.datastores.fileDatastore",
+    "lsst.daf.butler.direct_butler",
+    "lsst.daf.butler.formatters.json",
+    "lsst.daf.butler.formatters.parquet",
+    "lsst.daf.butler.formatters.yaml",
+    "lsst.daf.butler.registry.databases.sqlite",
+    "lsst.images.formatters",
+    "lsst.pipe.base.all_dimensions_quantum_graph_builder",
+    "lsst.pipe.base.quantum_graph.formatter",
+)
+_SHUTDOWN_GRACE = 5.0
+
+
+class _Pipe:
+    """JSON lines to and from the supervisor."""
+
+    def __init__(self, read_fd: int, write_fd: int):
+        self.read_fd = read_fd
+        self._write_fd = write_fd
+        self._buffer = b""
+
+    def send(self, message: Any) -> None:
+        data = encode(message) + b"\n"
+        while data:
+            data = data[os.write(self._write_fd, data) :]
+
+    def receive(self) -> list[Any] | None:
+        """Read what is there; `None` when the supervisor is gone."""
+        data = os.read(self.read_fd, 1 << 20)
+        if not data:
+            return None
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        messages = []
+        for line in lines:
+            try:
+                messages.append(decode(line))
+            except MessageError as e:
+                _LOG.error("Nursery: %s", e)
+        return messages
+
+
+def main() -> int:
+    """Run the nursery until the supervisor closes the pipe.
+
+    Returns
+    -------
+    code : `int`
+        0, or 2 if the configuration can't be used.
+    """
+    # The protocol keeps descriptors of its own, so that a task module that
+    # prints on import can't disturb it.
+    pipe = _Pipe(os.dup(0), os.dup(1))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    setup = _first_message(pipe)
+    if setup is None:
+        return 0
+    settings = Settings.from_dict(setup.settings)
+    setup_logging(settings)
+    begin = time.monotonic()
+    try:
+        pipelines, summaries = _build(settings)
+        description = find_description(settings.instrument, settings.instrument_description)
+        for module in _PRELOAD:
+            importlib.import_module(module)
+        importlib.import_module(description.raw_formatter.rpartition(".")[0])
+    except (ConfigurationError, ImportError) as e:
+        pipe.send(SetupFailed(reason=str(e)))
+        return 2
+    gc.collect()
+    gc.freeze()
+    pipe.send(NurseryReady(pid=os.getpid(), seconds=time.monotonic() - begin, pipelines=summaries))
+    return _serve(pipe, settings, pipelines, description)
+
+
+def _first_message(pipe: _Pipe) -> NurserySetup | None:
+    while True:
+        messages = pipe.receive()
+        if messages is None:
+            return None
+        for message in messages:
+            if isinstance(message, NurserySetup):
+                return message
+
+
+def _build(settings: Settings) -> tuple[dict[str, Pipeline], tuple[PipelineSummary, ...]]:
+    pipelines: dict[str, Pipeline] = {}
+    summaries = []
+    for path in dict.fromkeys(
+        [*all_pipelines(settings.preprocessing_pipelines), *all_pipelines(settings.main_pipelines)]
+    ):
+        pipeline = load_pipeline(path, settings)
+        # Building the graph imports the task modules.
+        summaries.append(summarize(path, pipeline.to_graph()))
+        pipelines[path] = pipeline
+    return pipelines, tuple(summaries)
+
+
+def _serve(
+    pipe: _Pipe, settings: Settings, pipelines: Mapping[str, Pipeline], description: InstrumentDescription
+) -> int:
+    children: dict[int, DetectorKey] = {}
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    os.set_blocking(wake_read, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    stopping = False
+    stop_at = 0.0
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    while True:
+        ready, _, _ = select.select([pipe.read_fd, wake_read], [], [], 1.0)
+        if wake_read in ready:
+            with contextlib.suppress(BlockingIOError):
+                # A SIGTERM ends the nursery as a closed pipe does.
+                stopping |= signal.SIGTERM in os.read(wake_read, 4096)
+        _reap(pipe, children)
+        if pipe.read_fd in ready and not stopping:
+            messages = pipe.receive()
+            if messages is None:
+                stopping = True
+            for message in messages or ():
+                if isinstance(message, ForkRequest) and not stopping:
+                    pid = _fork(message, settings, pipelines, description, pipe, (wake_read, wake_write))
+                    children[pid] = message.job.key
+                    pipe.send(Forked(key=message.job.key, pid=pid))
+                elif isinstance(message, ShutDown):
+                    stopping = True
+        if stopping:
+            if not stop_at:
+                stop_at = time.monotonic() + _SHUTDOWN_GRACE
+                _signal_all(children, signal.SIGTERM)
+            elif time.monotonic() > stop_at:
+                _signal_all(children, signal.SIGKILL)
+            if not children:
+                return 0
+            time.sleep(0.05)
+
+
+def _fork(
+    request: ForkRequest,
+    settings: Settings,
+    pipelines: Mapping[str, Pipeline],
+    description: InstrumentDescription,
+    pipe: _Pipe,
+    wake: tuple[int, int],
+) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for descriptor in (pipe.read_fd, pipe._write_fd, *wake):
+            os.close(descriptor)
+        code = run_child(request.job, settings, pipelines, description)
+    except BaseException:
+        _LOG.exception("The child failed outside its own error handling.")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # No exit handlers of the nursery's modules, no second reaping.
+        os._exit(code)
+
+
+def _reap(pipe: _Pipe, children: dict[int, DetectorKey]) -> None:
+    for pid in list(children):
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            key = children.pop(pid)
+            with contextlib.suppress(BrokenPipeError):
+                pipe.send(Exited(key=key, pid=pid, code=os.waitstatus_to_exitcode(status)))
+
+
+def _signal_all(children: Mapping[int, DetectorKey], signum: int) -> None:
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
