@@ -161,7 +161,7 @@ def resolve_graphs(butler: Butler, graphs: Mapping[str, PipelineGraph]) -> dict[
             if graph.producer_of(node.name) is not None:
                 dataset_type = node.dataset_type.conform_to(universe)
                 types[node.name] = known[node.name] = dataset_type
-    mistakes += _lacking_inputs(graphs, known)
+    mistakes = mistakes or _lacking_inputs(graphs, known)
     if mistakes:
         raise ConfigurationError("\n".join(mistakes))
     return types
@@ -176,7 +176,7 @@ def _registered(butler: Butler, name: str) -> DatasetType | None:
 
 def _lacking_inputs(graphs: Mapping[str, PipelineGraph], known: Mapping[str, DatasetType]) -> list[str]:
     return [
-        f"Pipeline {path} reads {info.name}, which is no dataset type of the central repo nor any pipeline's output."
+        f"Pipeline {path} reads {info.name}, which neither the central repo knows nor any pipeline writes."
         for path, graph in graphs.items()
         for info in pipeline_inputs(graph)
         if not info.optional and info.name not in known

@@ -147,7 +147,9 @@ class FocalPlane(pydantic.BaseModel):
         vectors = centre + xi[..., None] * east + eta[..., None] * north
         return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
-    def regions(self, ra: float, dec: float, rotation: float, padding: float = 0.0) -> dict[int, ConvexPolygon]:
+    def regions(
+        self, ra: float, dec: float, rotation: float, padding: float = 0.0
+    ) -> dict[int, ConvexPolygon]:
         """Find the sky region of every detector.
 
         Parameters

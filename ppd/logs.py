@@ -12,9 +12,12 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol, TextIO
 
-_FIELDS: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("ppd_log_fields", default={})
+_FIELDS: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
+    "ppd_log_fields", default=MappingProxyType({})
+)
 
 _USERINFO = re.compile(r"(?P<head>\w://[^\s/:@'\"]*):[^\s/@'\"]+@")
 _QUERY = re.compile(

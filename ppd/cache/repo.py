@@ -13,7 +13,6 @@ __all__ = ["CacheRepo", "CacheStatistics"]
 import dataclasses
 import errno
 import logging
-import os
 import sqlite3
 import time
 import uuid
@@ -343,7 +342,7 @@ class CacheRepo:
         config["datastore", "datastores"] = stores
         with self.child_config.open("w") as stream:
             config.dump(stream)
-        os.chmod(self.child_config, 0o600)
+        self.child_config.chmod(0o600)
 
 
 def _store_config() -> Config:

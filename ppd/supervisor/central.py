@@ -27,7 +27,7 @@ from lsst.daf.butler.registry import DataIdError
 from ..cache.place import choose_place, remove_place
 from ..cache.repo import CacheRepo, CacheStatistics
 from ..config import Settings
-from ..deployment import run_name
+from ..deployment import date_string, run_name
 from ..errors import CentralUnavailableError, ConfigurationError, NotInitializedError, SharedMemoryError
 from ..initializer import check_initialized, initialize
 from ..instruments.description import InstrumentDescription
@@ -45,8 +45,10 @@ class Resolve:
     """Request: find and hold the inputs of a visit's detectors."""
 
     visit: BareVisit
-    pipelines: Mapping[int, tuple[str, ...]]
-    """All pipelines that each detector may run."""
+    preprocessing: Mapping[int, tuple[str, ...]]
+    """Pre-processing pipelines that each detector may run."""
+    main: Mapping[int, tuple[str, ...]]
+    """Main pipelines that each detector may run."""
     day_obs: int
     deployment: str
 
@@ -129,9 +131,15 @@ class CentralReader:
         self._settings = settings
         self._description = description
         self._inbox = inbox
-        self._requests: queue.SimpleQueue[Resolve | Released | Callable[[], None] | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Resolve | Released | Callable[[], None] | None] = (
+            queue.SimpleQueue()
+        )
         self.place = choose_place(
-            settings.shm_dir, settings.shm_fallback, settings.shm_min_free, settings.instrument, settings.state_dir
+            settings.shm_dir,
+            settings.shm_fallback,
+            settings.shm_min_free,
+            settings.instrument,
+            settings.state_dir,
         )
         try:
             self._counter = StatementCounter(str(self.place))
@@ -231,7 +239,12 @@ class CentralReader:
             retry = not isinstance(e, FileNotFoundError)
             text = " ".join(str(e).split())[:500]
             return Resolved(
-                group, {}, {}, error=f"{type(e).__name__}: {text}", retry=retry, statements=self._counter.take()
+                group,
+                {},
+                {},
+                error=f"{type(e).__name__}: {text}",
+                retry=retry,
+                statements=self._counter.take(),
             )
         except Exception as e:
             _LOG.exception("Inputs of visit %s can't be found.", group)
@@ -260,8 +273,7 @@ class CentralReader:
 
     def _find_init_outputs(self, request: Resolve) -> list:
         refs = []
-        date = str(request.day_obs)
-        date = f"{date[:4]}-{date[4:6]}-{date[6:]}"
+        date = date_string(request.day_obs)
         for path in self._inputs:
             run = run_name(self._settings.instrument, date, path, request.deployment)
             info = self.butler.collections.get_info(run, include_summary=True)
@@ -273,10 +285,11 @@ class CentralReader:
 
     def _gather(self, request: Resolve) -> tuple[dict[int, CacheView], dict[int, str], int]:
         visit = request.visit
-        detectors = tuple(sorted(request.pipelines))
+        detectors = tuple(sorted(request.main))
         collections = self._mirror()
         declared: dict[str, InputType] = {}
-        for path in dict.fromkeys(p for paths in request.pipelines.values() for p in paths):
+        asked = [*request.main.values(), *request.preprocessing.values()]
+        for path in dict.fromkeys(p for paths in asked for p in paths):
             for input_type in self._inputs[path]:
                 declared.setdefault(input_type.name, input_type)
         resolution = resolve_inputs(
@@ -310,7 +323,7 @@ class CentralReader:
         """Say why none of the main pipelines can run; the graph builder decides finely."""
         missing = resolution.detectors[detector].missing
         reasons = []
-        for path in request.pipelines[detector]:
+        for path in request.main[detector]:
             lacking = {
                 i.name: missing[i.name] for i in self._inputs[path] if i.name in missing and not i.optional
             }

@@ -91,7 +91,8 @@ class Journal:
         """Note a change of state of one detector-visit."""
         self._begin()
         self._db.execute(
-            "UPDATE detector_visit SET state=?, attempt=?, pipeline=COALESCE(?, pipeline), reason=?, updated=?"
+            "UPDATE detector_visit"
+            " SET state=?, attempt=?, pipeline=COALESCE(?, pipeline), reason=?, updated=?"
             " WHERE instrument=? AND group_name=? AND detector=?",
             (state, attempt, pipeline, reason, time.time(), instrument, group, detector),
         )

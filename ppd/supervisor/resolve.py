@@ -207,9 +207,7 @@ def _query_certified(
     with butler.query() as query:
         query = query.join_dataset_search(dataset_type, collection)
         x = query.expression_factory
-        result = query.where(
-            data_id, x[dataset_type.name].timespan.overlaps(timespan)
-        ).general(
+        result = query.where(data_id, x[dataset_type.name].timespan.overlaps(timespan)).general(
             dataset_type.dimensions,
             dataset_fields={dataset_type.name: {"dataset_id", "run", "collection", "timespan"}},
             find_first=False,
@@ -228,7 +226,9 @@ def _find_skypix(butler: Butler, dataset_type: DatasetType, where: list[str], bu
     with butler.query() as query:
         x = query.expression_factory
         refs = list(
-            query.where(getattr(x, dimension.name).in_iterable(pixels)).datasets(dataset_type, collections=where)
+            query.where(getattr(x, dimension.name).in_iterable(pixels)).datasets(
+                dataset_type, collections=where
+            )
         )
     given = set()
     for ref in refs:
@@ -288,5 +288,3 @@ def _bound(regions: Mapping[int, ConvexPolygon]) -> Region:
     for circle in circles[1:]:
         bound.expandTo(circle)
     return bound
-
-

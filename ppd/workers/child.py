@@ -195,7 +195,9 @@ class _Life:
             return "final"
         if not self.main_started:
             return "retriable"
-        return "final" if apdb_has(self.settings.apdb_config, self.visit_ids, self.key.detector) else "retriable"
+        return (
+            "final" if apdb_has(self.settings.apdb_config, self.visit_ids, self.key.detector) else "retriable"
+        )
 
     def _preprocess(self) -> None:
         if not self.job.preprocessing:
@@ -294,7 +296,9 @@ class _Life:
         if refs:
             begin = time.time()
             handed = hand_over(self.butler, refs, Path(self.job.spool), self.key)
-            self._event("handed_over", datasets=handed.datasets, bytes=handed.size, seconds=time.time() - begin)
+            self._event(
+                "handed_over", datasets=handed.datasets, bytes=handed.size, seconds=time.time() - begin
+            )
             done = done.model_copy(update={"entry": handed.entry, "datasets": handed.datasets})
         return done
 
@@ -348,4 +352,3 @@ def _settle_process(log_file: Path) -> None:
 
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-

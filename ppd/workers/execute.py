@@ -108,7 +108,9 @@ def run_first_possible(
         for refusal in refusals:
             _LOG.warning("Fell back: %s", refusal)
         try:
-            executor.run_pipeline(graph, fail_fast=True, provenance_dataset_ref=_provenance(scoped, provenance))
+            executor.run_pipeline(
+                graph, fail_fast=True, provenance_dataset_ref=_provenance(scoped, provenance)
+            )
         except MPGraphExecutorError as e:
             raise PipelineFailedError(path, _one_line(e.__cause__ or e)) from e
         except Exception as e:

@@ -64,7 +64,7 @@ def find_outputs(butler: Butler, runs: Iterable[str], patterns: Sequence[str]) -
         Those with ``detector`` in their dimensions, with dimension records.
     """
     compiled = [re.compile(p) for p in patterns]
-    existing = [info for info in butler.collections.query_info(sorted(set(runs)), include_summary=True)]
+    existing = list(butler.collections.query_info(sorted(set(runs)), include_summary=True))
     refs: list[DatasetRef] = []
     for info in existing:
         for name in sorted(info.dataset_types or ()):
@@ -74,7 +74,11 @@ def find_outputs(butler: Butler, runs: Iterable[str], patterns: Sequence[str]) -
             if not any(p.fullmatch(name) for p in compiled):
                 continue
             refs += butler.query_datasets(
-                dataset_type, collections=info.name, find_first=False, explain=False, with_dimension_records=True
+                dataset_type,
+                collections=info.name,
+                find_first=False,
+                explain=False,
+                with_dimension_records=True,
             )
     return refs
 

@@ -1,0 +1,33 @@
+# The two commands of the README are `make demo` and `make test`; each sets up
+# its own environment in .venv.
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+export OMP_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
+
+.PHONY: demo test lint clean venv
+
+demo: venv
+	$(BIN)/python -m ppd.demo $(ARGS)
+
+test: venv
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check ppd tests
+	$(BIN)/mypy
+
+venv: $(STAMP)
+
+$(STAMP): requirements.txt setup.cfg pyproject.toml tools/find-python
+	@python=$$(tools/find-python) || exit 1; \
+	echo "Setting up $(VENV) with $$python; the first time takes a minute or two."; \
+	"$$python" -m venv --clear $(VENV) && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache build *.egg-info

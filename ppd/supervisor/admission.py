@@ -1,0 +1,137 @@
+"""Whether and how a nextVisit message becomes work."""
+
+from __future__ import annotations
+
+__all__ = ["DuplicateVisitError", "admit"]
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from lsst.sphgeom import LonLat
+
+from ..config import Settings
+from ..deployment import NO_PIPELINE, date_string, day_obs, run_name
+from ..errors import IgnorableVisitError, InvalidVisitError
+from ..focalplane import FocalPlane
+from ..pipelines import choose
+from ..visit import BareVisit, FannedOutVisit, check_fresh, parse_visit
+from .table import DetectorVisit, VisitEntry
+
+
+class DuplicateVisitError(InvalidVisitError):
+    """Raised when every detector of a message was accepted before."""
+
+
+def admit(
+    message: Any,
+    *,
+    settings: Settings,
+    deployment: str,
+    focal_plane: FocalPlane,
+    detectors: frozenset[int],
+    filters: Mapping[str, str],
+    known: Callable[[str, str], set[int]],
+    accepted: float | None = None,
+    only: Iterable[int] | None = None,
+) -> VisitEntry:
+    """Validate a message and plan its detector-visits.
+
+    Parameters
+    ----------
+    message
+        The message: text, bytes or object.
+    settings : `ppd.config.Settings`
+        The configuration.
+    deployment : `str`
+        Deployment ID.
+    focal_plane : `ppd.focalplane.FocalPlane`
+        Where the detectors look.
+    detectors : `frozenset` [ `int` ]
+        Detectors that the central repo has for science.
+    filters : `~collections.abc.Mapping` [ `str`, `str` ]
+        Band by physical filter.
+    known : callable
+        Detectors of an instrument's group that were accepted before.
+    accepted : `float`, optional
+        When the visit was first accepted, if that was before (recovery).
+    only : iterable of `int`, optional
+        Just these detectors (recovery).
+
+    Returns
+    -------
+    entry : `ppd.supervisor.table.VisitEntry`
+        The visit with the detectors to process.
+
+    Raises
+    ------
+    ppd.errors.InvalidVisitError
+        Raised if the message can't be understood or contradicts the
+        instrument; `ppd.errors.StaleVisitError` if it is too old;
+        `DuplicateVisitError` if it came before.
+    ppd.errors.IgnorableVisitError
+        Raised if the configuration has no pipeline for any of its detectors.
+    """
+    now = time.time()
+    visit = parse_visit(message)
+    if not visit.is_observation:
+        raise IgnorableVisitError(f"Visit {visit.identity} is no observation.")
+    if visit.instrument != settings.instrument:
+        raise InvalidVisitError(
+            f"Visit {visit.identity}: unknown instrument; this ppd serves {settings.instrument}."
+        )
+    if visit.filters and visit.filters not in filters:
+        raise InvalidVisitError(
+            f"Visit {visit.identity}: unknown filter {visit.filters!r}; "
+            f"{settings.instrument} has {', '.join(sorted(filters))}."
+        )
+    wanted = detectors & {d.id for d in focal_plane.detectors}
+    if isinstance(visit, FannedOutVisit):
+        if visit.detector not in wanted:
+            raise InvalidVisitError(
+                f"Visit {visit.identity}: {settings.instrument} has no science detector {visit.detector}."
+            )
+        wanted = frozenset({visit.detector})
+        visit = BareVisit.model_validate(visit.model_dump(exclude={"detector"}))
+    if only is None:
+        check_fresh(visit, now, settings.message_expiration)
+        fresh = wanted - known(visit.instrument, visit.groupId)
+        if not fresh:
+            raise DuplicateVisitError(f"Visit {visit.identity} was accepted before.")
+    else:
+        fresh = wanted & frozenset(only)
+    first = accepted or now
+    expires = now - visit.age(now) + settings.message_expiration
+    planned = {}
+    centres = _centres(visit, focal_plane)
+    for detector in sorted(fresh):
+        main = choose(settings.main_pipelines, visit, centres.get(detector))
+        if main:
+            planned[detector] = DetectorVisit(
+                instrument=visit.instrument,
+                group=visit.groupId,
+                detector=detector,
+                preprocessing=choose(settings.preprocessing_pipelines, visit, centres.get(detector)),
+                main=main,
+                accepted=first,
+                expires=expires,
+            )
+    if not planned:
+        raise IgnorableVisitError(f"Visit {visit.identity}: no pipeline is configured for it.")
+    day = day_obs(now)
+    paths = {p for d in planned.values() for p in (*d.preprocessing, *d.main)} | {NO_PIPELINE}
+    date = date_string(day)
+    runs = {path: run_name(visit.instrument, date, path, deployment) for path in sorted(paths)}
+    return VisitEntry(
+        visit=visit, accepted=first, day_obs=day, deployment=deployment, runs=runs, detectors=planned
+    )
+
+
+def _centres(visit: BareVisit, focal_plane: FocalPlane) -> dict[int, tuple[float, float]]:
+    if visit.ra is None or visit.dec is None or visit.rotation is None:
+        return {}
+    centres = {}
+    for detector, region in focal_plane.regions(visit.ra, visit.dec, visit.rotation).items():
+        position = LonLat(region.getCentroid())
+        centres[detector] = (position.getLon().asDegrees() % 360.0, position.getLat().asDegrees())
+    return centres

@@ -1,0 +1,132 @@
+"""The supervisor's end of the pipe to the nursery."""
+
+from __future__ import annotations
+
+__all__ = ["NurseryClient"]
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pydantic
+
+from ..config import Settings
+from ..messages import MessageError, NurserySetup, ShutDown, decode, encode
+
+_LOG = logging.getLogger(__name__)
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# What names the central repo or may open it: no child sees it (invariant 1).
+_CENTRAL_VARIABLES = (
+    "CENTRAL_REPO",
+    "READ_CENTRAL_REPO",
+    "DAF_BUTLER_REPOSITORY_INDEX",
+    "DAF_BUTLER_REPOSITORIES",
+    "LSST_DB_AUTH",
+    "LSST_DB_AUTH_CREDENTIALS",
+    "PGPASSFILE",
+    "PGPASSWORD",
+    "PGUSER",
+)
+
+
+class NurseryClient:
+    """Starts the nursery and talks to it by JSON lines.
+
+    Parameters
+    ----------
+    settings : `ppd.config.Settings`
+        Passed on, without what names the central repo.
+    """
+
+    def __init__(self, settings: Settings):
+        self._buffer = b""
+        self._outbox = b""
+        environment = {k: v for k, v in os.environ.items() if k not in _CENTRAL_VARIABLES}
+        # A library that starts threads of its own in the nursery would make
+        # the fork unsafe, and one processor is what a child gets anyway.
+        environment.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+        # A module's name tells nobody which daemon's nursery this is.
+        environment["PPD_STATE_DIR"] = str(settings.state_dir)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ppd.workers.nursery", str(settings.state_dir)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            # Ctrl-C on a terminal is the supervisor's to handle.
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._in = self._process.stdin.fileno()
+        self._out = self._process.stdout.fileno()
+        os.set_blocking(self._out, False)
+        os.set_blocking(self._in, False)
+        data = settings.to_dict()
+        data["central_repo"] = "hidden:"
+        data["read_central_repo"] = None
+        self.send(NurserySetup(settings=data))
+
+    @property
+    def pid(self) -> int:
+        """Process ID."""
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """Descriptor that becomes readable when the nursery says something."""
+        return self._out
+
+    def alive(self) -> bool:
+        """Whether the nursery runs; reaps it if not."""
+        return self._process.poll() is None
+
+    def send(self, message: pydantic.BaseModel) -> None:
+        """Queue a message and write what the pipe takes."""
+        self._outbox += encode(message) + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what the pipe takes now."""
+        while self._outbox:
+            try:
+                written = os.write(self._in, self._outbox)
+            except BlockingIOError:
+                return
+            except OSError as e:
+                _LOG.error("The nursery does not take messages: %s", e)
+                self._outbox = b""
+                return
+            self._outbox = self._outbox[written:]
+
+    def receive(self) -> list[Any]:
+        """Return what the nursery has said."""
+        chunks = []
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._out, 1 << 20):
+                chunks.append(data)
+        *lines, self._buffer = (self._buffer + b"".join(chunks)).split(b"\n")
+        messages = []
+        for line in lines:
+            try:
+                messages.append(decode(line))
+            except MessageError as e:
+                _LOG.error("The nursery said something that is no message: %s", e)
+        return messages
+
+    def stop(self, timeout: float) -> None:
+        """End the nursery and with it all children; bounded."""
+        self.send(ShutDown())
+        deadline = time.monotonic() + timeout
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()  # type: ignore[union-attr]
+        while self.alive() and time.monotonic() < deadline:
+            self.receive()
+            time.sleep(0.02)
+        if self.alive():
+            _LOG.error("The nursery does not end; it is killed.")
+            self._process.kill()
+            self._process.wait(5.0)
+        self._process.stdout.close()  # type: ignore[union-attr]

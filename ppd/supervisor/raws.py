@@ -1,0 +1,95 @@
+"""Raws that have been seen, and the detector-visits they belong to."""
+
+from __future__ import annotations
+
+__all__ = ["RawTable"]
+
+import collections
+import logging
+import time
+
+from ..sources.directory import Candidate
+
+_LOG = logging.getLogger(__name__)
+
+
+class RawTable:
+    """Keeps candidates by group and detector, for a bounded time and count.
+
+    Parameters
+    ----------
+    keep_seconds : `float`
+        How long a raw of an unknown group is kept.
+    keep_count : `int`
+        How many raws are kept at most.
+    """
+
+    def __init__(self, keep_seconds: float, keep_count: int):
+        self._keep_seconds = keep_seconds
+        self._keep_count = keep_count
+        self._raws: dict[tuple[str, int], list[Candidate]] = {}
+        self._waiting: collections.OrderedDict[str, tuple[float, Candidate]] = collections.OrderedDict()
+        self._seen: collections.OrderedDict[str, tuple[int, int]] = collections.OrderedDict()
+
+    def add(self, candidate: Candidate, known: bool) -> bool:
+        """Take a candidate.
+
+        Parameters
+        ----------
+        candidate : `ppd.sources.directory.Candidate`
+            A raw whose path has a known layout.
+        known : `bool`
+            Whether its detector-visit has been accepted.
+
+        Returns
+        -------
+        new : `bool`
+            `False` if the very same file was seen before.
+        """
+        assert candidate.key is not None
+        path = str(candidate.path)
+        stamp = (candidate.size, candidate.modified_ns)
+        if self._seen.get(path) == stamp:
+            return False
+        self._seen[path] = stamp
+        while len(self._seen) > 2 * self._keep_count:
+            self._seen.popitem(last=False)
+        where = (candidate.key.group, candidate.key.detector)
+        # A file that grew since replaces what was reported of it.
+        others = [c for c in self._raws.get(where, []) if c.path != candidate.path]
+        self._raws[where] = [*others, candidate]
+        if not known:
+            self._waiting[path] = (time.monotonic(), candidate)
+        return True
+
+    def of(self, group: str, detector: int) -> list[Candidate]:
+        """Return the raws of a detector-visit, and count them as matched."""
+        found = self._raws.get((group, detector), [])
+        for candidate in found:
+            self._waiting.pop(str(candidate.path), None)
+        return found
+
+    def forget(self, group: str, detector: int) -> None:
+        """Drop the raws of a detector-visit that is over."""
+        for candidate in self._raws.pop((group, detector), []):
+            self._waiting.pop(str(candidate.path), None)
+
+    def expire(self) -> list[Candidate]:
+        """Give up raws that matched nothing for too long, or are too many."""
+        now = time.monotonic()
+        expired = []
+        while self._waiting:
+            path, (since, candidate) = next(iter(self._waiting.items()))
+            if now - since < self._keep_seconds and len(self._waiting) <= self._keep_count:
+                break
+            del self._waiting[path]
+            assert candidate.key is not None
+            where = (candidate.key.group, candidate.key.detector)
+            self._raws.pop(where, None)
+            expired.append(candidate)
+        return expired
+
+    @property
+    def unmatched(self) -> int:
+        """How many raws wait for their visit."""
+        return len(self._waiting)

@@ -1,0 +1,85 @@
+"""The spool as the supervisor sees it: hand-overs that wait for export."""
+
+from __future__ import annotations
+
+__all__ = ["Manifest", "dead_letter", "discard", "prepare", "read_manifest", "ready_entries", "used_bytes"]
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from ..messages import DetectorKey
+
+
+class Manifest(pydantic.BaseModel):
+    """What a hand-over holds, in the form of Rubin's ``pp-output`` message."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="ignore")
+
+    type: str
+    key: DetectorKey
+    dimension_records: list[dict[str, Any]]
+    dataset_types: list[dict[str, Any]]
+    datasets: list[dict[str, Any]]
+    runs: list[str]
+    bytes: int
+
+
+def prepare(spool: Path) -> None:
+    """Make the spool's folders, and drop what a killed child left half-built."""
+    shutil.rmtree(spool / "building", ignore_errors=True)
+    for name in ("building", "ready", "dead-letters"):
+        (spool / name).mkdir(parents=True, exist_ok=True)
+
+
+def ready_entries(spool: Path) -> list[Path]:
+    """List the hand-overs that wait, oldest first."""
+    entries = [p for p in (spool / "ready").iterdir() if (p / "manifest.json").is_file()]
+    return sorted(entries, key=lambda p: (p.stat().st_mtime, p.name))
+
+
+def read_manifest(entry: Path) -> Manifest:
+    """Read the manifest of a hand-over.
+
+    Raises
+    ------
+    ValueError
+        Raised if it is not a manifest.
+    OSError
+        Raised if it can't be read.
+    """
+    return Manifest.model_validate(json.loads((entry / "manifest.json").read_text()))
+
+
+def discard(entry: Path) -> None:
+    """Remove a hand-over that central has.
+
+    One rename makes it no longer a hand-over, whatever happens to the rest.
+    """
+    grave = entry.parent.parent / "building" / f"done-{entry.name}"
+    entry.rename(grave)
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def dead_letter(entry: Path, reason: str) -> Path:
+    """Set a hand-over aside that can't be exported, with the reason."""
+    target = entry.parent.parent / "dead-letters" / entry.name
+    shutil.rmtree(target, ignore_errors=True)
+    entry.rename(target)
+    (target / "reason.txt").write_text(reason + "\n")
+    return target
+
+
+def used_bytes(spool: Path) -> int:
+    """Bytes of all hand-overs that wait."""
+    total = 0
+    for entry in (spool / "ready").iterdir():
+        for path in entry.iterdir():
+            try:
+                total += path.stat().st_size
+            except FileNotFoundError:
+                continue  # exported meanwhile
+    return total

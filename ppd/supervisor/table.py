@@ -1,0 +1,164 @@
+"""The visits that this supervisor works on, and what state they are in."""
+
+from __future__ import annotations
+
+__all__ = ["DetectorVisit", "State", "VisitEntry", "VisitTable"]
+
+import dataclasses
+import enum
+import time
+from collections.abc import Iterator
+
+from ..messages import CacheView, ChildDone, DetectorKey
+from ..sources.directory import Candidate
+from ..visit import BareVisit
+
+
+class State(enum.StrEnum):
+    """Where a detector-visit is in its life."""
+
+    ACCEPTED = "accepted"
+    """In the journal; its inputs are being found."""
+    WAITING = "waiting"
+    """Its inputs are in the cache; it waits for a slot."""
+    FORKED = "forked"
+    """Its child opens its repo."""
+    READY = "ready"
+    """Its child waits for raws or a processor, or pre-processes."""
+    RUNNING = "running"
+    """Its main pipeline runs."""
+    HANDED_OVER = "handed_over"
+    """Its outputs are in the spool."""
+    EXPORTED = "exported"
+    """Its outputs are in the central repo."""
+    FAILED = "failed"
+    """It failed for good."""
+
+
+LIVE = frozenset({State.FORKED, State.READY, State.RUNNING})
+OVER = frozenset({State.EXPORTED, State.FAILED})
+
+
+@dataclasses.dataclass
+class DetectorVisit:
+    """One detector-visit."""
+
+    instrument: str
+    group: str
+    detector: int
+    preprocessing: tuple[str, ...]
+    main: tuple[str, ...]
+    accepted: float
+    expires: float
+    state: State = State.ACCEPTED
+    attempt: int = 1
+    view: CacheView | None = None
+    pid: int | None = None
+    identity: bytes | None = None
+    phase: str = ""
+    forked_at: float = 0.0
+    heard_at: float = 0.0
+    raws_until: float | None = None
+    told_no_more: bool = False
+    terminated_at: float | None = None
+    termination: str = ""
+    sent: dict[str, Candidate] = dataclasses.field(default_factory=dict)
+    done: ChildDone | None = None
+    exited_at: float | None = None
+    exit_code: int | None = None
+    not_before: float = 0.0
+    reason: str = ""
+    succeeded: bool = False
+    lost_cause: str = ""
+    """Why a hand-over's export does not make it a success: a final failure's reason."""
+
+    @property
+    def key(self) -> DetectorKey:
+        """Identity of the current attempt."""
+        return DetectorKey(
+            instrument=self.instrument, group=self.group, detector=self.detector, attempt=self.attempt
+        )
+
+    @property
+    def holder(self) -> str:
+        """Name under which the cache knows its lease."""
+        return f"{self.group}/{self.detector}"
+
+    def next_attempt(self, delay: float) -> None:
+        """Go back to waiting, for one more try."""
+        self.attempt += 1
+        self.state = State.WAITING
+        self.pid = self.identity = self.raws_until = self.terminated_at = None
+        self.done = self.exited_at = self.exit_code = None
+        self.told_no_more = False
+        self.phase = self.termination = ""
+        self.sent = {}
+        self.not_before = time.monotonic() + delay
+
+
+@dataclasses.dataclass
+class VisitEntry:
+    """One visit with its detector-visits."""
+
+    visit: BareVisit
+    accepted: float
+    day_obs: int
+    deployment: str
+    runs: dict[str, str]
+    detectors: dict[int, DetectorVisit]
+    resolve_at: float | None = None
+    """When to ask for its inputs again, monotonic seconds."""
+    tries: int = 0
+
+
+class VisitTable:
+    """All visits that are not over, and the last of those that are."""
+
+    def __init__(self, keep_over: int = 500):
+        self._keep_over = keep_over
+        self.visits: dict[str, VisitEntry] = {}
+
+    def add(self, entry: VisitEntry) -> None:
+        """Add a visit, or detectors to one that is known."""
+        known = self.visits.get(entry.visit.groupId)
+        if known is None:
+            self.visits[entry.visit.groupId] = entry
+        else:
+            known.detectors.update(entry.detectors)
+
+    def get(self, group: str, detector: int) -> DetectorVisit | None:
+        """Find a detector-visit."""
+        entry = self.visits.get(group)
+        return entry.detectors.get(detector) if entry else None
+
+    def of_key(self, key: DetectorKey) -> DetectorVisit | None:
+        """Find the detector-visit that a message is about, if the attempt is current."""
+        found = self.get(key.group, key.detector)
+        return found if found is not None and found.attempt == key.attempt else None
+
+    def __iter__(self) -> Iterator[DetectorVisit]:
+        for entry in self.visits.values():
+            yield from entry.detectors.values()
+
+    def live(self) -> list[DetectorVisit]:
+        """Detector-visits that have a child."""
+        return [d for d in self if d.state in LIVE]
+
+    def unfinished(self) -> list[DetectorVisit]:
+        """Detector-visits that are not over."""
+        return [d for d in self if d.state not in OVER]
+
+    def counts(self) -> dict[str, int]:
+        """Number of detector-visits by state."""
+        counts = {state.value: 0 for state in State}
+        for d in self:
+            counts[d.state.value] += 1
+        return counts
+
+    def prune(self) -> list[str]:
+        """Drop the oldest visits that are over; return their groups."""
+        over = [g for g, e in self.visits.items() if all(d.state in OVER for d in e.detectors.values())]
+        gone = over[: max(0, len(over) - self._keep_over)]
+        for group in gone:
+            del self.visits[group]
+        return gone
