@@ -177,6 +177,14 @@ def _children(butler: Butler, chain: str) -> tuple[str, ...]:
         return ()
 
 
+def _has_collection(butler: Butler, name: str) -> bool:
+    try:
+        butler.collections.get_info(name)
+    except MissingCollectionError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def _open_central(settings: Settings) -> Iterator[Butler]:
     for attempt in range(1, _CONNECT_ATTEMPTS + 1):
@@ -286,6 +294,7 @@ def _write_init_outputs(butler: Butler, settings: Settings, graph: PipelineGraph
         graph.write_configs(alone)
         graph.write_packages(alone)
     umbrella = f"{settings.instrument}/defaults"
-    inputs = butler.collections.query(umbrella)
+    # For init-inputs, where a task has any.
+    inputs = [umbrella] if _has_collection(butler, umbrella) else []
     with butler.clone(run=run, collections=[run, *inputs]) as with_inputs:
         graph.write_init_outputs(with_inputs)

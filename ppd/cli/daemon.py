@@ -1,0 +1,73 @@
+"""``ppd``: run the supervisor.
+
+Exit codes: 0 ended as asked; 2 the configuration can't be used; 3 the
+central repo does not answer; 4 ``ppd-init`` has not prepared this deployment
+and day; 5 no place for the cache; 6 ended, with work or outputs left for the
+next start; 130 interrupted before it was ready.
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import load_settings
+from ..errors import (
+    CentralUnavailableError,
+    ConfigurationError,
+    NotInitializedError,
+    PpdError,
+    SharedMemoryError,
+)
+from ..logs import setup_logging
+from ..supervisor.daemon import run
+
+_LOG = logging.getLogger(__name__)
+
+_CODES: tuple[tuple[type[PpdError], int], ...] = (
+    (ConfigurationError, 2),
+    (CentralUnavailableError, 3),
+    (NotInitializedError, 4),
+    (SharedMemoryError, 5),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ppd``.
+
+    Parameters
+    ----------
+    argv : sequence of `str`, optional
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    code : `int`
+        Exit code; see the module's docstring.
+    """
+    parser = argparse.ArgumentParser(prog="ppd", description="Prompt-processing daemon for telescope images.")
+    parser.add_argument("--config", type=Path, help="configuration file (YAML)")
+    arguments = parser.parse_args(argv)
+    try:
+        settings = load_settings(arguments.config, os.environ)
+    except ConfigurationError as e:
+        print(f"ppd: {e}", file=sys.stderr)
+        return 2
+    setup_logging(settings)
+    try:
+        return run(settings)
+    except KeyboardInterrupt:
+        return 130
+    except PpdError as e:
+        print(f"ppd: {e}", file=sys.stderr)
+        return next((code for kind, code in _CODES if isinstance(e, kind)), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

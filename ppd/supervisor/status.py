@@ -1,0 +1,89 @@
+"""What the supervisor tells of itself."""
+
+from __future__ import annotations
+
+__all__ = ["describe"]
+
+import dataclasses
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from .spool import ready_entries
+from .table import LIVE
+
+if TYPE_CHECKING:
+    from .daemon import Supervisor
+
+_LAST_VISITS = 20
+
+
+def describe(supervisor: Supervisor) -> dict[str, Any]:
+    """Describe the supervisor's state as a JSON object.
+
+    Parameters
+    ----------
+    supervisor : `ppd.supervisor.daemon.Supervisor`
+        The supervisor.
+
+    Returns
+    -------
+    status : `dict`
+        Health, detector-visits by state, the last visits, slots, cache,
+        spool, counts and errors.
+    """
+    life = supervisor.lifecycle
+    settings = supervisor.settings
+    visits = []
+    for entry in list(life.table.visits.values())[-_LAST_VISITS:]:
+        states: dict[str, int] = {}
+        for d in entry.detectors.values():
+            states[d.state.value] = states.get(d.state.value, 0) + 1
+        visits.append(
+            {
+                "group": entry.visit.groupId,
+                "filter": entry.visit.filters,
+                "accepted": entry.accepted,
+                "states": states,
+            }
+        )
+    live = [d for d in life.table if d.state in LIVE]
+    entries = len(ready_entries(settings.spool_dir))
+    faults = []
+    if supervisor.exporter.trouble:
+        faults.append(f"export: {supervisor.exporter.trouble}")
+    if supervisor.spool_bytes > 0.8 * settings.spool_max_bytes:
+        faults.append("the spool is nearly full")
+    if life.nursery is None:
+        faults.append("the nursery is not ready")
+    return {
+        "health": "draining" if supervisor.draining else "trouble" if faults else "ok",
+        "faults": faults,
+        "pid": os.getpid(),
+        "instrument": settings.instrument,
+        "deployment": supervisor.deployment,
+        "uptime": time.time() - supervisor.started,
+        "drained": supervisor.draining and supervisor.idle(),
+        "idle": supervisor.idle(),
+        "detector_visits": life.table.counts(),
+        "visits": visits,
+        "slots": {"used": len(live), "total": settings.slots},
+        "processors": {
+            "used": life.permits.held,
+            "total": life.permits.limit,
+            "queued": life.permits.queued,
+        },
+        "children": [
+            {"group": d.group, "detector": d.detector, "pid": d.pid, "phase": d.phase, "state": d.state.value}
+            for d in live
+        ],
+        "cache": dataclasses.asdict(supervisor.central.statistics),
+        "spool": {
+            "entries": entries,
+            "bytes": supervisor.spool_bytes,
+            "max_bytes": settings.spool_max_bytes,
+        },
+        "raws_waiting": life.raws.unmatched,
+        "counts": supervisor.counters.as_dict(),
+        "errors": supervisor.counters.errors(),
+    }
