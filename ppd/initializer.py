@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sqlalchemy.exc
 from lsst.daf.butler import Butler, CollectionType, DatasetType, MissingCollectionError
-from lsst.daf.butler.registry import CollectionTypeError, ConflictingDefinitionError
+from lsst.daf.butler.registry import ConflictingDefinitionError
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 
 from ._pipeline_checks import build_graphs, check_runs, resolve_graphs
@@ -153,7 +153,11 @@ def initialize(settings: Settings, day_obs: int | None = None) -> InitReport:
     registered: set[str] = set()
     written = False
     with _open_central(settings) as butler:
-        _check_repo(butler, settings)
+        _check_repo(
+            butler,
+            settings,
+            {chain: CollectionType.CHAINED, **dict.fromkeys(runs.values(), CollectionType.RUN)},
+        )
         if set(runs.values()) - set(_children(butler, chain)):
             types = resolve_graphs(butler, graphs)
             with _local_lock(settings.central_repo):
@@ -177,12 +181,11 @@ def _children(butler: Butler, chain: str) -> tuple[str, ...]:
         return ()
 
 
-def _has_collection(butler: Butler, name: str) -> bool:
+def _type_of(butler: Butler, name: str) -> CollectionType | None:
     try:
-        butler.collections.get_info(name)
+        return butler.collections.get_info(name).type
     except MissingCollectionError:
-        return False
-    return True
+        return None
 
 
 @contextlib.contextmanager
@@ -208,7 +211,7 @@ def _open_central(settings: Settings) -> Iterator[Butler]:
         butler.close()
 
 
-def _check_repo(butler: Butler, settings: Settings) -> None:
+def _check_repo(butler: Butler, settings: Settings, collections: Mapping[str, CollectionType]) -> None:
     universe = butler.dimensions
     if universe.namespace != "daf_butler" or universe.version < _OLDEST_UNIVERSE:
         raise ConfigurationError(
@@ -222,6 +225,13 @@ def _check_repo(butler: Butler, settings: Settings) -> None:
             raise ConfigurationError(
                 f"Central repo {settings.central_repo} has no {element} record of {settings.instrument}; "
                 "register the instrument first."
+            )
+    for name, wanted in collections.items():
+        found = _type_of(butler, name)
+        if found not in (None, wanted):
+            raise ConfigurationError(
+                f"Central repo {settings.central_repo} has collection {name}, which is of type {found.name}, "
+                f"not {wanted.name}."
             )
 
 
@@ -280,10 +290,7 @@ def _write(
             if path in graphs:
                 _write_init_outputs(butler, settings, graphs[path], run)
                 _LOG.info("Wrote init-outputs of %s to %s.", path, run)
-    try:
-        butler.collections.register(chain, CollectionType.CHAINED)
-    except CollectionTypeError as e:
-        raise ConfigurationError(f"Collection {chain} exists and is not a chain.") from e
+    butler.collections.register(chain, CollectionType.CHAINED)
     butler.collections.prepend_chain(chain, missing)
     return True
 
@@ -295,6 +302,6 @@ def _write_init_outputs(butler: Butler, settings: Settings, graph: PipelineGraph
         graph.write_packages(alone)
     umbrella = f"{settings.instrument}/defaults"
     # For init-inputs, where a task has any.
-    inputs = [umbrella] if _has_collection(butler, umbrella) else []
+    inputs = [umbrella] if _type_of(butler, umbrella) else []
     with butler.clone(run=run, collections=[run, *inputs]) as with_inputs:
         graph.write_init_outputs(with_inputs)

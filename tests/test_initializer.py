@@ -252,8 +252,7 @@ def test_no_central_repo(tmp_path: Path, root: Path) -> None:
 
 def test_chain_name_taken(root: Path, central: Butler) -> None:
     central.collections.register("TinyCam/prompt/output-2026-11-24", CollectionType.RUN)
-    with pytest.raises(ConfigurationError, match="is not a chain"):
-        initialize(tiny_tasks.tiny_settings(root), DAY)
+    _refused(root, "of type RUN, not CHAINED")
 
 
 def test_run_that_contradicts(root: Path, central: Butler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +269,7 @@ def test_run_that_contradicts(root: Path, central: Butler, monkeypatch: pytest.M
     config = tiny_tasks.MeasureConfig()
     config.offset = 5.0
     central.pruneDatasets(
-        [ref for ref in central.query_datasets("measure_config", collections=run)],
+        list(central.query_datasets("measure_config", collections=run)),
         purge=True,
         unstore=True,
         disassociate=True,

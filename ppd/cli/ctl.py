@@ -139,7 +139,8 @@ def _print_status(status: dict[str, Any], console: Console) -> None:
     slots, processors, cache, spool = (status[k] for k in ("slots", "processors", "cache", "spool"))
     console.print(
         f"slots {slots['used']}/{slots['total']}  processors {processors['used']}/{processors['total']} "
-        f"({processors['queued']} queued)  cache {cache['datasets']} datasets, {cache['bytes_held'] / 1e6:.1f} MB"
+        f"({processors['queued']} queued)  "
+        f"cache {cache['datasets']} datasets, {cache['bytes_held'] / 1e6:.1f} MB"
         f"  spool {spool['entries']} ({spool['bytes'] / 1e6:.1f} MB)  raws waiting {status['raws_waiting']}",
         highlight=False,
     )

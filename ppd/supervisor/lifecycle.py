@@ -236,11 +236,11 @@ class Lifecycle:
                 self._check_time(d, now)
         self._fork_waiting(now)
         for key in self.permits.grant():
-            d = self.table.of_key(key)  # type: ignore[arg-type]
-            if d is None or d.identity is None:
+            holder = self.table.of_key(key)
+            if holder is None or holder.identity is None:
                 self.permits.give_back(key)
             else:
-                self._send(d.identity, PermitGrant())
+                self._send(holder.identity, PermitGrant())
         for candidate in self.raws.expire():
             self.counters.error("raws_unmatched", str(candidate.path), "no visit was announced for it")
             _LOG.warning("Raw %s matched no visit in time.", candidate.path)

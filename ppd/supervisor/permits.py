@@ -6,7 +6,8 @@ __all__ = ["Permits"]
 
 import heapq
 import itertools
-from collections.abc import Hashable
+
+from ..messages import DetectorKey
 
 
 class Permits:
@@ -25,17 +26,17 @@ class Permits:
 
     def __init__(self, limit: int):
         self.limit = limit
-        self._held: set[Hashable] = set()
-        self._queue: list[tuple[int, float, int, Hashable]] = []
+        self._held: set[DetectorKey] = set()
+        self._queue: list[tuple[int, float, int, DetectorKey]] = []
         self._order = itertools.count()
-        self._queued: set[Hashable] = set()
+        self._queued: set[DetectorKey] = set()
 
-    def ask(self, who: Hashable, *, urgent: bool, since: float) -> None:
+    def ask(self, who: DetectorKey, *, urgent: bool, since: float) -> None:
         """Stand in line.
 
         Parameters
         ----------
-        who : hashable
+        who : `ppd.messages.DetectorKey`
             The child.
         urgent : `bool`
             Whether it is for a main pipeline.
@@ -47,12 +48,12 @@ class Permits:
             self._queued.add(who)
             heapq.heappush(self._queue, (0 if urgent else 1, since, next(self._order), who))
 
-    def give_back(self, who: Hashable) -> None:
+    def give_back(self, who: DetectorKey) -> None:
         """Take a permit back, or a place in the line."""
         self._held.discard(who)
         self._queued.discard(who)
 
-    def grant(self) -> list[Hashable]:
+    def grant(self) -> list[DetectorKey]:
         """Give out the permits that are free; return who got one."""
         granted = []
         while self._queue and len(self._held) < self.limit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["NoPipelineError", "PipelineFailedError", "run_first_possible"]
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -94,7 +95,7 @@ def run_first_possible(
         executor = SeparablePipelineExecutor(
             scoped,
             skip_existing_in=[run],
-            task_factory=_AnnouncingFactory(lambda task, path=path: started(path, task)),
+            task_factory=_AnnouncingFactory(functools.partial(started, path)),
             raise_on_partial_outputs=False,
         )
         try:
