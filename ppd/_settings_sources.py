@@ -91,7 +91,8 @@ def _find(node: yaml.Node, loc: _Loc, key: bool) -> yaml.Node:
         last = i == len(loc) - 1
         if isinstance(node, yaml.MappingNode):
             wanted = (str(part), str(part).replace("_", "-"), str(part).replace("-", "_"))
-            pair = next(((k, v) for k, v in node.value if k.value in wanted), None)
+            # Of a key given twice, YAML takes the last.
+            pair = next(((k, v) for k, v in reversed(node.value) if k.value in wanted), None)
             if pair is None:
                 return node
             node = pair[0] if key and last else pair[1]
@@ -294,7 +295,8 @@ def _describe(error: Any, sources: Mapping[str, _Source], file_source: _Source, 
             return None
         variable = next((v for v, f in ENVIRONMENT.items() if f == loc[0]), None)
         return f"{file_source.label}: {name} is missing" + (f" (or set {variable})" if variable else "")
-    source = sources[str(loc[0])]
+    # A default may be refused too; then the mistake has no place of its own.
+    source = sources.get(str(loc[0]), dataclasses.replace(file_source, root=None))
     within = loc if source.is_file else loc[1:]
     place = source.place(within, key=kind == "extra_forbidden")
     if kind == "missing":

@@ -175,7 +175,7 @@ class Settings(_Frozen):
     preprocessing_pipelines: tuple[PipelineNode, ...] = ()
     """Which pipelines run before the raw arrives (PREPROCESSING_PIPELINES_CONFIG)."""
 
-    main_pipelines: Annotated[tuple[PipelineNode, ...], pydantic.Field(min_length=1)]
+    main_pipelines: tuple[PipelineNode, ...]
     """Which pipelines run on the raw (MAIN_PIPELINES_CONFIG)."""
 
     pipeline_parameters: dict[str, str] = {}
@@ -187,7 +187,9 @@ class Settings(_Frozen):
     state_dir: Path = Path("/var/lib/ppd")
     """Folder for what must outlive a restart: journal, spool, sockets, logs of children."""
 
-    socket_dir: Path = pydantic.Field(default_factory=lambda data: data["state_dir"] / "sockets")
+    socket_dir: Path = pydantic.Field(
+        default_factory=lambda data: data["state_dir"] / "sockets", validate_default=True
+    )
     """Folder of the ZeroMQ sockets, mode 0700; ``sockets`` in `state_dir` when absent."""
 
     shm_dir: Path = Path("/dev/shm")
@@ -282,6 +284,13 @@ class Settings(_Frozen):
 
     log_levels: Annotated[dict[str, _Level], pydantic.BeforeValidator(_split_levels)] = {}
     """Levels of single loggers, ``.`` being the root (SERVICE_LOG_LEVELS, ``logger=LEVEL`` pairs)."""
+
+    @pydantic.field_validator("main_pipelines")
+    @classmethod
+    def _at_least_one(cls, value: tuple[PipelineNode, ...]) -> tuple[PipelineNode, ...]:
+        if not value:
+            raise ValueError("must have at least one node")
+        return value
 
     @pydantic.field_validator("socket_dir")
     @classmethod

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,8 +18,12 @@ import tiny_tasks
 import yaml
 from lsst.daf.butler import Butler, CollectionType, DatasetType, MissingDatasetTypeError
 from lsst.daf.butler.registry import ConflictingDefinitionError
+from lsst.pipe.base.pipeline_graph import PipelineGraph
+from lsst.utils.packages import Packages
 
+import ppd.initializer
 from ppd.cli import init as command
+from ppd.deployment import deployment_id
 from ppd.errors import CentralUnavailableError, ConfigurationError, NotInitializedError
 from ppd.initializer import check_initialized, expected_runs, initialize
 
@@ -34,8 +40,6 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(tmp_path: Path, blank: Path) -> Path:
     # A copy of the empty repo: making one takes a third of a second.
-    import shutil
-
     shutil.copytree(blank, tmp_path / "central")
     tiny_tasks.write_pipelines(tmp_path / "pipelines")
     return tmp_path
@@ -105,8 +109,6 @@ def test_a_new_deployment_goes_in_front(root: Path, central: Butler) -> None:
 def test_an_interrupted_one_is_completed(
     root: Path, central: Butler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ppd.initializer
-
     settings = tiny_tasks.tiny_settings(root)
     write, calls = ppd.initializer._write_init_outputs, []
 
@@ -171,6 +173,28 @@ def test_two_at_once(root: Path, central: Butler, lock: str) -> None:
     for name in ("packages", "measure_config", "level_schema"):
         assert len(central.query_datasets(name, collections=measure)) == 1
         assert central.get(name, collections=measure) is not None
+
+
+def test_a_lost_race_is_found_done(root: Path, central: Butler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another ppd-init writes all of it between our look and our write."""
+    settings = tiny_tasks.tiny_settings(root)
+    monkeypatch.setattr(ppd.initializer, "_local_lock", lambda repo: contextlib.nullcontext())
+    write_packages, conflicts = PipelineGraph.write_packages, []
+
+    def lose(self: PipelineGraph, butler: Butler) -> None:
+        monkeypatch.setattr(PipelineGraph, "write_packages", write_packages)
+        assert initialize(settings, DAY).written
+        try:
+            butler.put(Packages.fromSystem(), self.packages_dataset_type)
+        except ConflictingDefinitionError as e:
+            conflicts.append(e)
+            raise
+
+    monkeypatch.setattr(PipelineGraph, "write_packages", lose)
+    assert not initialize(settings, DAY).written
+    assert len(conflicts) == 1
+    central.registry.refresh()
+    check_initialized(central, settings, DAY)
 
 
 def test_command_to_run_is_named(root: Path, central: Butler) -> None:
@@ -256,12 +280,8 @@ def test_chain_name_taken(root: Path, central: Butler) -> None:
 
 
 def test_run_that_contradicts(root: Path, central: Butler, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ppd.initializer
-
     monkeypatch.setattr(ppd.initializer, "_ATTEMPTS", 2)
     settings = tiny_tasks.tiny_settings(root)
-    from ppd.deployment import deployment_id
-
     deployment = deployment_id(settings)
     initialize(settings, DAY)
     central.registry.refresh()

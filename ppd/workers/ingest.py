@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["RawExposure", "ingest_raw", "read_raw"]
+__all__ = ["RawExposure", "ingest_raw", "load_translators", "read_raw"]
 
 import dataclasses
+import logging
 import math
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import astropy.io.fits
@@ -15,6 +17,23 @@ from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset, Ti
 
 from ..errors import InvalidRawError
 from ..instruments.description import InstrumentDescription
+
+_LOG = logging.getLogger(__name__)
+
+
+def load_translators() -> None:
+    """Import the header translators that installed packages announce.
+
+    Notes
+    -----
+    `astro_metadata_translator` knows a translator once its class exists; it
+    lists plugins but leaves their import to the application.
+    """
+    for plugin in entry_points(group="astro_metadata_translators"):
+        try:
+            plugin.load()
+        except Exception as e:
+            _LOG.warning("Header translator %s can't be imported: %s", plugin.name, e)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,6 +43,7 @@ from ..messages import (
 )
 from ..pipelines import all_pipelines, load_pipeline, summarize
 from .child import run_child
+from .ingest import load_translators
 
 _LOG = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ def main() -> int:
         description = find_description(settings.instrument, settings.instrument_description)
         for module in _PRELOAD:
             importlib.import_module(module)
+        load_translators()
         importlib.import_module(description.raw_formatter.rpartition(".")[0])
     except (ConfigurationError, ImportError) as e:
         pipe.send(SetupFailed(reason=str(e)))
