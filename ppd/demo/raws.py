@@ -143,7 +143,9 @@ def draw_scene(
     return scene
 
 
-def simulate_raw(sky: Sky, conditions: Conditions, detector: int) -> tuple[np.ndarray, dict[str, Any]]:
+def simulate_raw(
+    sky: Sky, conditions: Conditions, detector: int
+) -> tuple[np.ndarray, dict[str, Any], np.ndarray]:
     """Simulate one raw.
 
     Parameters
@@ -161,6 +163,8 @@ def simulate_raw(sky: Sky, conditions: Conditions, detector: int) -> tuple[np.nd
         ADU, unsigned 16 bits, overscan and all.
     header : `dict`
         Header cards.
+    scene : `numpy.ndarray`
+        Electrons of sky and sources before any noise, for the truth table.
     """
     c = conditions
     rng = np.random.default_rng([c.seed, c.exposure % 100_000, detector])
@@ -196,7 +200,7 @@ def simulate_raw(sky: Sky, conditions: Conditions, detector: int) -> tuple[np.nd
         for data, start in ((image, amp.raw_x0), (over, amp.overscan_x0)):
             read = data + drift + rng.normal(0.0, read_noise / gain, data.shape)
             raw[:, start : start + data.shape[1]] = read
-    return np.clip(np.rint(raw), 0, 65535).astype(np.uint16), _header(c, detector)
+    return np.clip(np.rint(raw), 0, 65535).astype(np.uint16), _header(c, detector), scene + level
 
 
 def write_raw(path: Path, pixels: np.ndarray, header: dict[str, Any]) -> None:

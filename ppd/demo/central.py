@@ -1,0 +1,212 @@
+"""Building the demo observatory's central repo and APDB."""
+
+from __future__ import annotations
+
+__all__ = ["build_apdb", "build_central", "known_movers"]
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from astropy.table import Table
+from astropy.time import Time
+from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan
+
+from .calibs import Calibs, camera_dict, measure_calibs, spoil
+from .camera import INSTRUMENT, focal_plane
+from .democam import DemoCam
+from .sky import Sky
+from .skymap import SKYMAP, insert_skymap, make_patches, skymap_dict
+from .templates import make_refcat, make_template
+
+REFCAT = "demo_stars_2026"
+"""Dataset type of the reference catalog."""
+
+_TYPES = (
+    ("raw", ("instrument", "exposure", "detector"), "ImageV2", False),
+    ("camera", ("instrument",), "StructuredDataDict", True),
+    ("bias", ("instrument", "detector"), "ImageV2", True),
+    ("flat", ("instrument", "detector", "physical_filter"), "ImageV2", True),
+    ("defects", ("instrument", "detector"), "ArrowAstropy", True),
+    ("gains", ("instrument", "detector"), "StructuredDataDict", True),
+    ("skyMap", ("skymap",), "StructuredDataDict", False),
+    ("template_coadd", ("skymap", "tract", "patch", "band"), "MaskedImageV2", False),
+    (REFCAT, ("htm7",), "ArrowAstropy", False),
+    ("solar_system_orbits", (), "ArrowAstropy", False),
+)
+
+_CALIB = f"{INSTRUMENT}/calib/2026a"
+_TEMPLATES = f"{INSTRUMENT}/templates/2026a"
+_EPHEMERIDES = f"{INSTRUMENT}/ephemerides"
+_REFCATS = f"refcats/{REFCAT}"
+
+
+def build_central(
+    root: Path, skies: Sequence[Sky], fields_and_bands: Iterable[tuple[str, str]], seed: int, night_mjd: float
+) -> None:
+    """Make the central repo as it is before the night.
+
+    Parameters
+    ----------
+    root : `pathlib.Path`
+        Folder to make.
+    skies : sequence of `ppd.demo.sky.Sky`
+        One per field.
+    fields_and_bands : iterable of `tuple` [ `str`, `str` ]
+        Which templates there are.
+    seed : `int`
+        Seed of the simulation.
+    night_mjd : `float`
+        Time of the night, MJD.
+    """
+    with Butler.from_config(Butler.makeRepo(str(root)), writeable=True) as butler:
+        DemoCam().register(butler.registry)
+        insert_skymap(butler)
+        for name, dimensions, storage_class, calibration in _TYPES:
+            butler.registry.registerDatasetType(
+                DatasetType(
+                    name,
+                    dimensions,
+                    storage_class,
+                    universe=butler.dimensions,
+                    isCalibration=calibration,
+                )
+            )
+        for run in (_TEMPLATES, "skymaps", _REFCATS, _EPHEMERIDES, f"{INSTRUMENT}/raw/all"):
+            butler.collections.register(run)
+        _put_calibs(butler, seed, night_mjd)
+        butler.put(skymap_dict(), "skyMap", skymap=SKYMAP, run="skymaps")
+        wanted = set(fields_and_bands)
+        for sky in skies:
+            for band in ("g", "r"):
+                if (sky.field.name, band) in wanted:
+                    _put_templates(butler, sky, band, seed, night_mjd)
+        for pixel, shard in make_refcat(list(skies), seed).items():
+            butler.put(shard, REFCAT, htm7=pixel, run=_REFCATS)
+        butler.put(_orbits(skies, seed), "solar_system_orbits", {}, run=_EPHEMERIDES)
+        for chain, children in (
+            (f"{INSTRUMENT}/calib", [_CALIB]),
+            (f"{INSTRUMENT}/templates", [_TEMPLATES]),
+            ("refcats", [_REFCATS]),
+            (
+                f"{INSTRUMENT}/defaults",
+                [f"{INSTRUMENT}/calib", f"{INSTRUMENT}/templates", "skymaps", "refcats", _EPHEMERIDES],
+            ),
+        ):
+            butler.collections.register(chain, CollectionType.CHAINED)
+            butler.collections.redefine_chain(chain, children)
+
+
+def build_apdb(folder: Path) -> Path:
+    """Make an empty APDB on SQLite.
+
+    Parameters
+    ----------
+    folder : `pathlib.Path`
+        Where the database and its configuration go.
+
+    Returns
+    -------
+    config : `pathlib.Path`
+        The configuration file.
+    """
+    from lsst.dax.apdb import Apdb
+    from lsst.dax.apdb.sql import ApdbSql
+
+    config = ApdbSql.init_database(f"sqlite:///{folder.resolve() / 'apdb.db'}", read_sources_months=12)
+    path = folder / "apdb.yaml"
+    config.save(str(path))
+    Apdb.from_uri(str(path))  # fails here rather than at night
+    return path
+
+
+def known_movers(sky: Sky, seed: int) -> np.ndarray:
+    """Which movers the orbit catalog has: about two of three.
+
+    Returns
+    -------
+    known : `numpy.ndarray`
+        `bool`, one per mover.
+    """
+    rng = np.random.default_rng([seed, 400, int(sky.field.ra)])
+    return rng.uniform(size=len(sky.mover_ra)) < 0.67
+
+
+def _put_calibs(butler: Butler, seed: int, night_mjd: float) -> None:
+    edges = [night_mjd - 400.0, night_mjd - 30.0, night_mjd + 30.0, night_mjd + 400.0]
+    times = [Time(mjd, format="mjd", scale="tai") for mjd in edges]
+    butler.collections.register(_CALIB, CollectionType.CALIBRATION)
+    # Certified for three stretches of time: only the middle one is right.
+    measured = {d.id: measure_calibs(d.id, seed) for d in focal_plane().detectors}
+    spoilt = {d: spoil(c) for d, c in measured.items()}
+    epochs = (("expired", 0, spoilt), ("current", 1, measured), ("future", 2, spoilt))
+    run = f"{INSTRUMENT}/calib/unbounded"
+    butler.collections.register(run)
+    camera = butler.put(camera_dict(), "camera", instrument=INSTRUMENT, run=run)
+    butler.registry.certify(_CALIB, [camera], Timespan(None, None))
+    for label, begin, calibs in epochs:
+        run = f"{INSTRUMENT}/calib/{label}"
+        butler.collections.register(run)
+        refs = [ref for detector, one in calibs.items() for ref in _put_detector(butler, detector, one, run)]
+        butler.registry.certify(_CALIB, refs, Timespan(times[begin], times[begin + 1]))
+
+
+def _put_detector(butler: Butler, detector: int, calibs: Calibs, run: str) -> list:
+    data_id = {"instrument": INSTRUMENT, "detector": detector}
+    refs = [
+        butler.put(calibs.bias, "bias", data_id, run=run),
+        butler.put(calibs.defects, "defects", data_id, run=run),
+        butler.put(calibs.gains, "gains", data_id, run=run),
+    ]
+    for physical_filter, flat in calibs.flats.items():
+        refs.append(butler.put(flat, "flat", data_id, physical_filter=physical_filter, run=run))
+    return refs
+
+
+def _put_templates(butler: Butler, sky: Sky, band: str, seed: int, night_mjd: float) -> None:
+    for patch in make_patches(sky.field):
+        butler.put(
+            make_template(sky, patch, band, seed, night_mjd),
+            "template_coadd",
+            skymap=SKYMAP,
+            tract=patch.tract,
+            patch=patch.patch,
+            band=band,
+            run=_TEMPLATES,
+        )
+
+
+def _orbits(skies: Sequence[Sky], seed: int) -> Table:
+    """The orbit catalog: linear motion from an epoch a day before the night."""
+    rows = []
+    for number, sky in enumerate(skies):
+        rng = np.random.default_rng([seed, 401, number])
+        epoch = sky.mover_epoch - 1.0
+        ra, dec = sky.mover_positions(epoch)
+        for i in np.flatnonzero(known_movers(sky, seed)):
+            error = rng.normal(0.0, 0.15 / 3600.0, 2)
+            rows.append(
+                (
+                    (number + 1) * 100_000 + int(i),
+                    epoch,
+                    float(ra[i] + error[0]) % 360.0,
+                    float(dec[i] + error[1]),
+                    float(sky.mover_rate_ra[i]),
+                    float(sky.mover_rate_dec[i]),
+                    0.3,
+                    float(sky.mover_mag[i, 0]),
+                    float(sky.mover_mag[i, 1]),
+                )
+            )
+    names = (
+        "ssObjectId",
+        "epoch_mjd_tai",
+        "ra",
+        "dec",
+        "pm_ra_cosdec",
+        "pm_dec",
+        "uncertainty_arcsec",
+        "g_mag",
+        "r_mag",
+    )
+    return Table(rows=rows, names=names)
