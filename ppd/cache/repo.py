@@ -155,6 +155,14 @@ class CacheRepo:
             self._chains[name] = children
             self._changed = True
 
+    def register_runs(self, runs: Iterable[str]) -> None:
+        """Register output runs, so that children need not."""
+        for run in runs:
+            if run not in self._collections:
+                self.butler.collections.register(run, CollectionType.RUN)
+                self._collections.add(run)
+                self._changed = True
+
     def fetch(self, central: Butler, refs: Iterable[DatasetRef], lasting: frozenset[uuid.UUID]) -> int:
         """Bring datasets into the cache that it does not hold yet.
 

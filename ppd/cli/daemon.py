@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import load_settings
+from ..config import find_config, load_settings
 from ..errors import (
     CentralUnavailableError,
     ConfigurationError,
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="configuration file (YAML)")
     arguments = parser.parse_args(argv)
     try:
-        settings = load_settings(arguments.config, os.environ)
+        settings = load_settings(find_config(arguments.config, os.environ), os.environ)
     except ConfigurationError as e:
         print(f"ppd: {e}", file=sys.stderr)
         return 2

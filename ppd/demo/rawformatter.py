@@ -16,6 +16,8 @@ class DemoCamRawFormatter(FormatterV2):
     """Reads the pixels of a raw, overscan and all, with its header as metadata."""
 
     can_read_from_local_file = True
+    supported_extensions = frozenset({".fits", ".fits.gz", ".fits.fz"})
+    default_extension = ".fits"
 
     def read_from_local_file(self, path: str, component: str | None = None, expected_size: int = -1) -> Any:
         with astropy.io.fits.open(path, memmap=False) as hdus:

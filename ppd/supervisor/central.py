@@ -51,6 +51,8 @@ class Resolve:
     """Main pipelines that each detector may run."""
     day_obs: int
     deployment: str
+    runs: tuple[str, ...]
+    """Output runs of the visit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +269,7 @@ class CentralReader:
         # A replica may lag behind what ppd-init wrote to the primary: then
         # this raises, and the visit is tried again.
         self.butler.registry.refresh()
-        check_initialized(self.butler, self._settings, request.day_obs)
+        check_initialized(self.butler, self._settings, request.day_obs, request.deployment)
         self._init_refs[day] = self._find_init_outputs(request)
         self._ready_days.add(day)
 
@@ -287,6 +289,7 @@ class CentralReader:
         visit = request.visit
         detectors = tuple(sorted(request.main))
         collections = self._mirror()
+        self._cache.register_runs((*request.runs, f"{visit.instrument}/raw/all"))
         declared: dict[str, InputType] = {}
         asked = [*request.main.values(), *request.preprocessing.values()]
         for path in dict.fromkeys(p for paths in asked for p in paths):

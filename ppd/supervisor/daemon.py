@@ -112,7 +112,7 @@ class Supervisor:
             initialize(settings, day)
             self.central.butler.registry.refresh()
         # The primary knows first what ppd-init wrote.
-        check_initialized(self.exporter.butler, settings, day)
+        check_initialized(self.exporter.butler, settings, day, self.deployment)
         self._open_sockets()
         self.lifecycle = Lifecycle(
             settings, self.child_endpoint, self.journal, self.central, self.counters, self._send_child

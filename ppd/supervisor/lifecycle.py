@@ -267,6 +267,7 @@ class Lifecycle:
                     main={d.detector: d.main for d in due},
                     day_obs=entry.day_obs,
                     deployment=entry.deployment,
+                    runs=tuple(entry.runs.values()),
                 )
             )
 

@@ -224,8 +224,6 @@ class _Life:
             where += f" AND skymap='{self.settings.skymap}'"
         done_runs = [self.job.runs[p] for p in self.job.preprocessing] if main else []
         inputs = list(dict.fromkeys([*done_runs, self.job.runs["NoPipeline"], self.raw_run]))
-        known = set(self.butler.collections.query("*"))
-        inputs = [name for name in inputs if name in known]
 
         def started(path: str, task: str) -> None:
             if main:
