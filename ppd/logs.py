@@ -135,7 +135,7 @@ def setup_logging(settings: _LogSettings, stream: TextIO | None = None) -> None:
     root.addHandler(handler)
     root.setLevel(settings.log_level)
     # Chatty at INFO, and nothing an operator asked for.
-    for name in ("botocore", "urllib3", "watchdog", "sqlalchemy"):
+    for name in ("botocore", "urllib3", "watchdog", "sqlalchemy", "lsst.daf.butler"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for name, level in settings.log_levels.items():
         logging.getLogger(None if name == "." else name).setLevel(level)

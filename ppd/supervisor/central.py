@@ -148,7 +148,7 @@ class CentralReader:
             self.butler = open_butler(
                 settings.read_central_repo or settings.central_repo, writeable=False, attempts=3, delay=1.0
             )
-            self.records = _instrument_records(self.butler, settings.instrument)
+            self.records = _instrument_records(self.butler, settings.instrument, settings.skymap)
             self._cache = CacheRepo(self.place, self.butler, settings.cache_bytes)
             self._cache.insert_records(self.records)
         except BaseException:
@@ -374,7 +374,9 @@ class CentralReader:
         )
 
 
-def _instrument_records(butler: Butler, instrument: str) -> dict[str, list[DimensionRecord]]:
+def _instrument_records(
+    butler: Butler, instrument: str, skymap: str | None
+) -> dict[str, list[DimensionRecord]]:
     """Read the records of an instrument that every local repo needs."""
     try:
         found = butler.query_dimension_records("instrument", instrument=instrument, explain=False)
@@ -385,4 +387,8 @@ def _instrument_records(butler: Butler, instrument: str) -> dict[str, list[Dimen
     records = {"instrument": found}
     for element in ("detector", "physical_filter", "visit_system"):
         records[element] = butler.query_dimension_records(element, instrument=instrument, explain=False)
+    if skymap is not None:
+        records["skymap"] = butler.query_dimension_records("skymap", skymap=skymap, explain=False)
+        if not records["skymap"]:
+            raise ConfigurationError(f"The central repo knows no sky map {skymap!r}.")
     return records
