@@ -46,8 +46,8 @@ class Camera(pydantic.BaseModel):
     """arcsec per pixel."""
     overscan: int = 16
     """Overscan columns of each amplifier, pixels."""
-    full_well: float = 120_000.0
-    """Saturation, electrons."""
+    full_well: float = 80_000.0
+    """Saturation, electrons: below the range of the 16-bit converter at every amplifier's gain."""
 
     @property
     def amplifiers(self) -> tuple[Amplifier, Amplifier]:

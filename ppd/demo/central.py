@@ -113,7 +113,11 @@ def build_apdb(folder: Path) -> Path:
     from lsst.dax.apdb import Apdb
     from lsst.dax.apdb.sql import ApdbSql
 
-    config = ApdbSql.init_database(f"sqlite:///{folder.resolve() / 'apdb.db'}", read_sources_months=12)
+    # Detectors store at the same time and SQLite lets one write: wait for the
+    # lock longer than the driver's five seconds.
+    config = ApdbSql.init_database(
+        f"sqlite:///{folder.resolve() / 'apdb.db'}", read_sources_months=12, connection_timeout=30
+    )
     path = folder / "apdb.yaml"
     config.save(str(path))
     Apdb.from_uri(str(path))  # fails here rather than at night
@@ -177,18 +181,26 @@ def _put_templates(butler: Butler, sky: Sky, band: str, seed: int, night_mjd: fl
 
 
 def _orbits(skies: Sequence[Sky], seed: int) -> Table:
-    """The orbit catalog: linear motion from an epoch a day before the night."""
+    """The orbit catalog: linear motion from an epoch a day before the night.
+
+    A position at a later time is dec + pm_dec t and ra + pm_ra_cosdec t /
+    cos(dec), both with the catalog's dec.
+    """
     rows = []
     for number, sky in enumerate(skies):
         rng = np.random.default_rng([seed, 401, number])
-        epoch = sky.mover_epoch - 1.0
-        ra, dec = sky.mover_positions(epoch)
+        days = 1.0
+        # Back along the straight line that a predictor follows forwards, with
+        # the cosine of the epoch's declination: a day's motion is far enough
+        # for tonight's cosine to be seconds of arc off.
+        dec = sky.mover_dec - sky.mover_rate_dec * days * 24.0 / 3600.0
+        ra = sky.mover_ra - sky.mover_rate_ra * days * 24.0 / 3600.0 / np.cos(np.radians(dec))
         for i in np.flatnonzero(known_movers(sky, seed)):
             error = rng.normal(0.0, 0.15 / 3600.0, 2)
             rows.append(
                 (
                     (number + 1) * 100_000 + int(i),
-                    epoch,
+                    sky.mover_epoch - days,
                     float(ra[i] + error[0]) % 360.0,
                     float(dec[i] + error[1]),
                     float(sky.mover_rate_ra[i]),

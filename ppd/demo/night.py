@@ -93,7 +93,9 @@ def simulate_night(
         The plan, as written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    begin = time.time() + 30.0
+    # The simulation itself takes about two seconds per visit: the times in the
+    # headers should be those at which the night is played.
+    begin = time.time() + 20.0 + 2.0 * visits
     night_mjd = float(Time(begin + TAI_MINUS_UTC, format="unix_tai", scale="tai").mjd)
     conditions = [_conditions(number, visits, seed, begin, cadence) for number in range(visits)]
     names = {c.field for c in conditions}
@@ -107,16 +109,21 @@ def simulate_night(
         drawn = pool.map(
             _draw, [(skies[c.field], c, d, staged, night_mjd, seed) for c, d in jobs], chunksize=3
         )
-        build_central(
-            directory / "central_repo",
-            list(skies.values()),
-            {(c.field, c.band) for c in conditions},
-            seed,
-            night_mjd,
-        )
-        apdb = build_apdb(directory)
-        for found in drawn:
-            rows += found
+        try:
+            build_central(
+                directory / "central_repo",
+                list(skies.values()),
+                {(c.field, c.band) for c in conditions},
+                seed,
+                night_mjd,
+            )
+            apdb = build_apdb(directory)
+            for found in drawn:
+                rows += found
+        except BaseException:
+            # Also after Ctrl-C: raws that nobody will look at are not drawn.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     truth = directory / "truth.parquet"
     Table(rows=rows, names=TRUTH_COLUMNS).write(truth, format="parquet", overwrite=True)
     lead = 20.0 * cadence / 34.0

@@ -82,6 +82,7 @@ class NightPlayer:
         self._root = raw_root
         self._publish = publish
         self._stop = threading.Event()
+        self._count = threading.Lock()
         self._writers: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._play, name="player", daemon=True)
 
@@ -92,9 +93,10 @@ class NightPlayer:
     def stop(self) -> None:
         """End it; what is being written is left as it is."""
         self._stop.set()
-        for thread in (self._thread, *self._writers):
-            if thread.is_alive():
-                thread.join(3.0)
+        if self._thread.is_alive():
+            self._thread.join(3.0)
+        for thread in self._writers:  # none is added any more
+            thread.join(3.0)
 
     @property
     def playing(self) -> bool:
@@ -150,7 +152,8 @@ class NightPlayer:
         temporary = target.with_name(f".{target.name}.tmp")
         shutil.copyfile(Path(self.plan.staged) / relative, temporary)
         temporary.rename(target)
-        self.dropped += 1
+        with self._count:
+            self.dropped += 1
 
     def _write_slowly(self, relative: Path) -> None:
         target = self._root / relative
@@ -163,4 +166,5 @@ class NightPlayer:
                 stream.flush()
                 if self._stop.wait(_SLOW_SECONDS / _CHUNKS):
                     return
-        self.dropped += 1
+        with self._count:
+            self.dropped += 1

@@ -245,6 +245,8 @@ def _header(c: Conditions, detector: int) -> dict[str, Any]:
         "RA": c.ra,
         "DEC": c.dec,
         "ROTSKY": c.rotation,
+        # Nominal: fields are fixed and the clock is real, so a field may be
+        # below the horizon at the site.
         "AZ": 120.0,
         "EL": 62.0,
         "AIRMASS": 1.13,

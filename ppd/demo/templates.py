@@ -13,7 +13,7 @@ from lsst.images import Image, Mask, MaskedImage, MaskPlane, MaskSchema, SkyProj
 from lsst.sphgeom import HtmPixelization, LonLat, UnitVector3d
 
 from .camera import CAMERA
-from .drawing import Psf
+from .drawing import Psf, stack_fwhm
 from .raws import SKY_MAG, ZERO_POINT, draw_scene
 from .sky import BANDS, Sky
 from .skymap import SKYMAP, Patch
@@ -24,7 +24,7 @@ EPOCHS = 6
 _EPOCH_DAYS = np.array([-120.3, -113.1, -98.7, -96.2, -71.4, -60.8])
 _EPOCH_FWHM = (2.1, 2.4, 2.2, 2.3, 2.15, 2.35)  # pixels; the best seeing goes into templates
 _NJY_ZERO_POINT = 31.4  # AB magnitude of 1 nJy
-_REFCAT_LIMIT = 21.6
+_REFCAT_LIMIT = 21.9
 
 
 def template_star_factor(sky: Sky, night_mjd: float) -> np.ndarray:
@@ -85,7 +85,11 @@ def make_template(sky: Sky, patch: Patch, band: str, seed: int, night_mjd: float
         sky_projection=SkyProjection.from_fits_wcs(
             patch.wcs(), TractFrame(skymap=SKYMAP, tract=patch.tract, bbox=image.bbox)
         ),
-        metadata={"PSF_FWHM": float(np.mean(_EPOCH_FWHM)), "PHOT_ZP": _NJY_ZERO_POINT, "NEPOCHS": EPOCHS},
+        metadata={
+            "PSF_FWHM": stack_fwhm([Psf(fwhm) for fwhm in _EPOCH_FWHM]),
+            "PHOT_ZP": _NJY_ZERO_POINT,
+            "NEPOCHS": EPOCHS,
+        },
     )
 
 

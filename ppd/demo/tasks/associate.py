@@ -240,7 +240,7 @@ def _updated_objects(sources: Table, objects: Table | None, middle: float) -> Ta
         "lastBand",
         "lastPsfFlux",
     )
-    kinds = (np.int64, float, float, float, np.int32, float, float, "U1", float)
+    kinds: tuple[Any, ...] = (np.int64, float, float, float, np.int32, float, float, "U1", float)
     if not rows:
         return Table({name: np.array([], dtype=kind) for name, kind in zip(names, kinds, strict=True)})
     return Table(rows=rows, names=names, dtype=kinds)
