@@ -140,7 +140,8 @@ def _latency_table(summary: dict[str, Any]) -> str:
             for k in ("p50", "p95", "max")
         )
         rows += f"<tr><td>{leg.replace('_', ' ')}</td>{cells}</tr>"
-    return f"<h3>Latency, seconds</h3><table><tr><th></th><th>p50</th><th>p95</th><th>max</th></tr>{rows}</table>"
+    head = "<tr><th></th><th>p50</th><th>p95</th><th>max</th></tr>"
+    return f"<h3>Latency, seconds</h3><table>{head}{rows}</table>"
 
 
 def _cutout_grid(found: Sequence[Cutout]) -> str:

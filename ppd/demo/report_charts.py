@@ -203,7 +203,8 @@ def completeness_chart(results: Sequence[DetectorResult]) -> str:
                 out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}">{tip}</circle>')
             else:
                 out.append(
-                    f'<rect x="{x - 3.5:.1f}" y="{y - 3.5:.1f}" width="7" height="7" fill="{colour}">{tip}</rect>'
+                    f'<rect x="{x - 3.5:.1f}" y="{y - 3.5:.1f}" width="7" height="7" '
+                    f'fill="{colour}">{tip}</rect>'
                 )
     legend = "".join(
         f'<text x="{left + 14}" y="{height - bottom - 26 + 16 * i}" fill="{colour}" class="key">'
