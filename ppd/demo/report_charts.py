@@ -157,8 +157,8 @@ def completeness_chart(results: Sequence[DetectorResult]) -> str:
         y = sy(part)
         out.append(f'<line x1="{left}" y1="{y:.1f}" x2="{width - right}" y2="{y:.1f}" class="grid"/>')
         out.append(f'<text x="{left - 8}" y="{y + 4:.1f}" class="tick end">{part:.0%}</text>')
-    for mag in range(int(low), int(high) + 1):
-        out.append(f'<text x="{sx(mag):.1f}" y="{height - 22}" class="tick">{mag}</text>')
+    for whole in range(int(low), int(high) + 1):
+        out.append(f'<text x="{sx(whole):.1f}" y="{height - 22}" class="tick">{whole}</text>')
     out.append(
         f'<text x="{(left + width - right) / 2}" y="{height - 4}" class="tick">'
         "magnitude of the change (AB)</text>"
