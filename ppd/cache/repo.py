@@ -8,7 +8,7 @@ that no dataset is copied and no row inserted for a child.
 
 from __future__ import annotations
 
-__all__ = ["CacheRepo", "CacheStatistics"]
+__all__ = ["CacheRepo", "CacheStatistics", "site_formatters"]
 
 import dataclasses
 import errno
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from lsst.daf.butler import (
     Butler,
+    ButlerConfig,
     CollectionType,
     Config,
     DatasetRef,
@@ -71,13 +72,18 @@ class CacheRepo:
         The central repo: gives the dimension universe.
     max_bytes : `int`
         Bytes of datasets to hold at most.
+    formatters : `~collections.abc.Mapping`, optional
+        Formatters of the central repo that are not the middleware's own
+        choice (see `site_formatters`); children write with the same.
 
     Notes
     -----
     One thread owns an instance; it is not safe for more.
     """
 
-    def __init__(self, place: Path, central: Butler, max_bytes: int):
+    def __init__(
+        self, place: Path, central: Butler, max_bytes: int, formatters: Mapping[str, object] | None = None
+    ):
         self.place = place
         self.root = place / "cache"
         self.max_bytes = max_bytes
@@ -94,7 +100,7 @@ class CacheRepo:
         self._evicted = 0
         Butler.makeRepo(
             str(self.root),
-            config=_store_config(),
+            config=_store_config(formatters),
             dimensionConfig=central.dimensions.dimensionConfig,
         )
         self.butler = Butler.from_config(str(self.root), writeable=True)
@@ -353,8 +359,34 @@ class CacheRepo:
         self.child_config.chmod(0o600)
 
 
-def _store_config() -> Config:
+def site_formatters(uri: str) -> dict[str, object]:
+    """Read what a repo's own configuration says about formatters.
+
+    Parameters
+    ----------
+    uri : `str`
+        The repo, or its configuration file.
+
+    Returns
+    -------
+    formatters : `dict`
+        Empty if the repo uses the middleware's choice.  Of chained stores,
+        the first that says something counts.
+    """
+    path = ButlerConfig(uri).configFile
+    if path is None:
+        return {}
+    store = Config(path).get("datastore", Config())
+    for part in (store, *store.get("datastores", ())):
+        own = Config(part).get("formatters") or Config(part).get(("datastore", "formatters"))
+        if own:
+            return Config(own).toDict()
+    return {}
+
+
+def _store_config(formatters: Mapping[str, object] | None) -> Config:
     """Configuration of the cache's two chained stores."""
+    extra = {"formatters": dict(formatters)} if formatters else {}
     stores = [
         {
             "datastore": {
@@ -365,6 +397,7 @@ def _store_config() -> Config:
                 "records": {"table": f"{name}_datastore_records"},
                 "create": True,
                 "constraints": constraint,
+                **extra,
             }
         }
         for name, constraint in (("local", {"reject": ["all"]}), ("shared", {"accept": ["all"]}))

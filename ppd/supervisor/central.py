@@ -25,7 +25,7 @@ from lsst.daf.butler import Butler, CollectionType, DimensionRecord, MissingData
 from lsst.daf.butler.registry import DataIdError
 
 from ..cache.place import choose_place, remove_place
-from ..cache.repo import CacheRepo, CacheStatistics
+from ..cache.repo import CacheRepo, CacheStatistics, site_formatters
 from ..config import Settings
 from ..deployment import date_string, run_name
 from ..errors import CentralUnavailableError, ConfigurationError, NotInitializedError, SharedMemoryError
@@ -145,11 +145,10 @@ class CentralReader:
         )
         try:
             self._counter = StatementCounter(str(self.place))
-            self.butler = open_butler(
-                settings.read_central_repo or settings.central_repo, writeable=False, attempts=3, delay=1.0
-            )
+            uri = settings.read_central_repo or settings.central_repo
+            self.butler = open_butler(uri, writeable=False, attempts=3, delay=1.0)
             self.records = _instrument_records(self.butler, settings.instrument, settings.skymap)
-            self._cache = CacheRepo(self.place, self.butler, settings.cache_bytes)
+            self._cache = CacheRepo(self.place, self.butler, settings.cache_bytes, site_formatters(uri))
             self._cache.insert_records(self.records)
         except BaseException:
             remove_place(self.place)

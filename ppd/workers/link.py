@@ -8,7 +8,9 @@ from __future__ import annotations
 
 __all__ = ["ChildLink", "LinkClosedError"]
 
+import contextlib
 import logging
+import os
 import queue
 import threading
 import time
@@ -20,8 +22,6 @@ import zmq
 from ..messages import ChildHeartbeat, DetectorKey, MessageError, decode, encode
 
 _LOG = logging.getLogger(__name__)
-
-_POLL_MS = 50
 
 
 class LinkClosedError(RuntimeError):
@@ -48,6 +48,9 @@ class ChildLink:
         self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._closing = threading.Event()
+        # Wakes the link thread as soon as there is something to send: a poll
+        # with a short time-out would cost a waiting child processor time.
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # The context is born here, after the fork.
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -60,6 +63,7 @@ class ChildLink:
     def send(self, message: pydantic.BaseModel) -> None:
         """Send a message; returns at once."""
         self._outbox.put(encode(message))
+        os.eventfd_write(self._wake, 1)
 
     def receive(self, timeout: float) -> Any:
         """Wait for the next message.
@@ -86,12 +90,14 @@ class ChildLink:
     def close(self) -> None:
         """Send what is left, then end; bounded by the socket's linger."""
         self._closing.set()
+        os.eventfd_write(self._wake, 1)
         self._thread.join(timeout=5.0)
         self._context.destroy(linger=2000)
 
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
         beat = 0.0
         while True:
             closing = self._closing.is_set()
@@ -105,7 +111,12 @@ class ChildLink:
             if time.monotonic() >= beat:
                 self._socket.send(encode(ChildHeartbeat(key=self._key, phase=self.phase)))
                 beat = time.monotonic() + self._interval
-            if poller.poll(_POLL_MS):
+            due = max(0.0, beat - time.monotonic())
+            ready = dict(poller.poll(due * 1000.0))
+            if self._wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            if self._socket in ready:
                 try:
                     self._inbox.put(decode(self._socket.recv()))
                 except MessageError as e:

@@ -18,7 +18,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lsst.pipe.base import Pipeline
@@ -51,18 +52,31 @@ _LOG = logging.getLogger(__name__)
 # pays for.
 _PRELOAD = (
     "astropy.io.fits",
+    "astropy.io.misc.yaml",
     "astropy.wcs",
     "lsst.daf.butler.datastores.chainedDatastore",
     "lsst.daf.butler.datastores.fileDatastore",
     "lsst.daf.butler.direct_butler",
     "lsst.daf.butler.formatters.json",
+    "lsst.daf.butler.formatters.logs",
     "lsst.daf.butler.formatters.parquet",
     "lsst.daf.butler.formatters.yaml",
+    "lsst.daf.butler.queries.overlaps",
+    "lsst.daf.butler.registry.attributes",
+    "lsst.daf.butler.registry.collections.synthIntKey",
     "lsst.daf.butler.registry.databases.sqlite",
+    "lsst.daf.butler.registry.datasets.byDimensions",
+    "lsst.daf.butler.registry.dimensions.static",
     "lsst.images.formatters",
     "lsst.pipe.base.all_dimensions_quantum_graph_builder",
     "lsst.pipe.base.quantum_graph.formatter",
+    "lsst.resources.http",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
+    "pyarrow.parquet",
+    "stringprep",
 )
+_PRELOAD_APDB = ("lsst.dax.apdb", "lsst.dax.apdb.sql", "lsst.sdm.schemas")
 _SHUTDOWN_GRACE = 5.0
 
 
@@ -118,17 +132,29 @@ def main() -> int:
     try:
         pipelines, summaries = _build(settings)
         description = find_description(settings.instrument, settings.instrument_description)
-        for module in _PRELOAD:
-            importlib.import_module(module)
+        _import_early(_PRELOAD if settings.apdb_config is None else (*_PRELOAD, *_PRELOAD_APDB))
         load_translators()
         importlib.import_module(description.raw_formatter.rpartition(".")[0])
     except (ConfigurationError, ImportError) as e:
         pipe.send(SetupFailed(reason=str(e)))
         return 2
+    threads = sum(1 for _ in Path("/proc/self/task").iterdir())
+    if threads > 1:
+        # A lock that a thread holds at the fork stays locked in the child.
+        _LOG.error("Some module has started %d threads on import; forks are not safe.", threads - 1)
     gc.collect()
     gc.freeze()
     pipe.send(NurseryReady(pid=os.getpid(), seconds=time.monotonic() - begin, pipelines=summaries))
     return _serve(pipe, settings, pipelines, description)
+
+
+def _import_early(modules: Iterable[str]) -> None:
+    """Import what children will use; what this version has not, they do without."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as e:
+            _LOG.info("Not imported before the fork: %s", e)
 
 
 def _first_message(pipe: _Pipe) -> NurserySetup | None:

@@ -23,7 +23,7 @@ from lsst.pipe.base import (
 )
 from scipy.spatial import cKDTree
 
-from .locked import retried
+from .database import open_apdb, retried
 
 _VISIT = ("instrument", "visit", "detector")
 _GROUP = ("instrument", "group", "detector")
@@ -169,7 +169,7 @@ class AssociateApdbTask(PipelineTask):
     def _store(self, sources: Table, updated: Table, middle: float) -> None:
         if not len(sources):
             return
-        apdb = Apdb.from_uri(self.config.apdbConfigUrl)
+        apdb = open_apdb(self.config.apdbConfigUrl)
         visit_time = Time(middle, format="mjd", scale="tai")
         source_frame = _frame(apdb, ApdbTables.DiaSource, sources)
         for name in ("ssObjectId", "diaObjectId"):

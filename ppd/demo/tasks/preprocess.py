@@ -10,13 +10,12 @@ import lsst.pipe.base.connectionTypes as cT
 import numpy as np
 import pandas
 from astropy.table import Table
-from lsst.dax.apdb import Apdb
 from lsst.pex.config import Field
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct
 from lsst.pipe.base.utils import RegionTimeInfo
 from lsst.sphgeom import LonLat, UnitVector3d
 
-from .locked import retried
+from .database import open_apdb, retried
 
 _GROUP = ("instrument", "group", "detector")
 
@@ -162,7 +161,7 @@ class LoadDiaCatalogsTask(PipelineTask):
         result : `lsst.pipe.base.Struct`
             ``objects`` and ``sources``: tables, possibly without rows.
         """
-        apdb = Apdb.from_uri(self.config.apdbConfigUrl)
+        apdb = open_apdb(self.config.apdbConfigUrl)
         objects = retried(lambda: apdb.getDiaObjects(info.region))
         ids = [int(i) for i in objects["diaObjectId"]]
         sources = None

@@ -1,19 +1,42 @@
-"""Patience with a database that another child writes to."""
+"""The APDB as tasks use it: opened once, and patient while another child writes."""
 
 from __future__ import annotations
 
-__all__ = ["retried"]
+__all__ = ["open_apdb", "retried"]
 
+import functools
 import logging
 import random
 import time
 from collections.abc import Callable
 
 import sqlalchemy.exc
+from lsst.dax.apdb import Apdb
 
 _LOG = logging.getLogger(__name__)
 
 _ATTEMPTS = 12
+
+
+@functools.lru_cache(maxsize=2)
+def open_apdb(uri: str) -> Apdb:
+    """Open the APDB, once in a process.
+
+    Opening reads and validates the APDB's schema files, which takes longer
+    than most queries.  It holds a database connection, so it must not be
+    called before the fork.
+
+    Parameters
+    ----------
+    uri : `str`
+        Of its configuration.
+
+    Returns
+    -------
+    apdb : `lsst.dax.apdb.Apdb`
+        The database.
+    """
+    return Apdb.from_uri(uri)
 
 
 def retried[T](call: Callable[[], T]) -> T:
