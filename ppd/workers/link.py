@@ -112,7 +112,7 @@ class ChildLink:
                 self._socket.send(encode(ChildHeartbeat(key=self._key, phase=self.phase)))
                 beat = time.monotonic() + self._interval
             due = max(0.0, beat - time.monotonic())
-            ready = dict(poller.poll(due * 1000.0))
+            ready = dict(poller.poll(int(due * 1000.0) + 1))
             if self._wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
