@@ -213,6 +213,12 @@ class Settings(_Frozen):
     spool_max_bytes: _Bytes = 20 * 2**30
     """The spool's size limit, bytes."""
 
+    spool_min_free: _Bytes = 256 * 2**20
+    """Bytes that must be free on the spool's file system for a visit to be accepted."""
+
+    spool_wait: _Seconds = 3600.0
+    """Seconds that a child waits for room in the spool before its outputs are lost."""
+
     raw_dirs: tuple[Path, ...] = ()
     """Folders that are watched for raws."""
 

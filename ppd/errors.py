@@ -9,7 +9,7 @@ __all__ = [
     "IgnorableVisitError",
     "InvalidRawError",
     "InvalidVisitError",
-    "MissingInputError",
+    "JournalError",
     "NotInitializedError",
     "PpdError",
     "RetriableError",
@@ -51,12 +51,12 @@ class InvalidRawError(PpdError):
     """Raised when a raw can't be read or is not what its path says."""
 
 
-class MissingInputError(PpdError):
-    """Raised when a detector lacks an input that no pipeline can do without."""
-
-
 class CentralUnavailableError(PpdError):
     """Raised when the central repo did not answer within its retries."""
+
+
+class JournalError(PpdError):
+    """Raised when the journal could not be made durable; what it was about is not accepted."""
 
 
 class SpoolFullError(PpdError):

@@ -39,12 +39,16 @@ __all__ = [
     "encode",
 ]
 
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
 
 FailureClass = Literal["retriable", "final", "ignorable"]
 """What a failure has changed outside ppd (invariant 7 of the design)."""
+
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")
 
 
 class MessageError(ValueError):
@@ -65,6 +69,11 @@ class DetectorKey(_Message):
 
     def __str__(self) -> str:
         return f"{self.group}/{self.detector}#{self.attempt}"
+
+    @property
+    def file_name(self) -> str:
+        """Name for files and folders of this attempt, safe in paths and URIs."""
+        return _UNSAFE.sub("_", f"{self.instrument}-{self.group}-{self.detector}-{self.attempt}")
 
 
 class InputType(_Message):
@@ -171,7 +180,8 @@ class Exited(_Message):
     """A child ended and was reaped."""
 
     kind: Literal["exited"] = "exited"
-    key: DetectorKey
+    key: DetectorKey | None
+    """`None`: whoever reaped it did not know whose it was."""
     pid: int
     code: int
     """Exit code; negative: the signal that ended it."""
@@ -211,11 +221,12 @@ class PhaseEvent(_Message):
         "preprocess_end",
         "ingested",
         "raw_refused",
+        "raw_repeated",
         "exposure_dropped",
         "main_start",
         "first_task",
-        "alert_sent",
         "pipeline_end",
+        "spool_full",
         "handed_over",
     ]
     time: float
@@ -256,6 +267,8 @@ class ChildDone(_Message):
     entry: str | None = None
     """Name of the spool entry, if outputs were handed over."""
     datasets: int = 0
+    retry: bool = True
+    """Whether the same inputs might give something else another time."""
 
 
 class RawArrived(_Message):

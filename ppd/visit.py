@@ -67,7 +67,7 @@ class Dome(enum.IntEnum):
 _Float = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 _Time = Annotated[float, pydantic.Field(allow_inf_nan=False, ge=0, le=_MAX_TIME)]
 # Groups and instruments become parts of paths and queries.
-_Group = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][\w.:+=#@~-]{0,127}$")]
+_Group = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:+=#@~-]{0,127}$")]
 _Instrument = Annotated[str, pydantic.Field(pattern=r"^[\w-]{0,64}$")]
 _Label = Annotated[str, pydantic.Field(pattern=r"^[^\x00-\x1f\x7f'\"]{0,128}$")]
 

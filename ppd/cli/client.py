@@ -46,8 +46,20 @@ class ControlClient:
         """Close the line."""
         self._context.destroy(linger=0)
 
-    def request(self, request: ControlRequest) -> ControlReply:
+    def request(self, request: ControlRequest, timeout: float | None = None) -> ControlReply:
         """Send a request and wait for its answer.
+
+        Parameters
+        ----------
+        request : `ppd.messages.ControlRequest`
+            The request.
+        timeout : `float`, optional
+            Seconds to wait, if not as long as always.
+
+        Returns
+        -------
+        reply : `ppd.messages.ControlReply`
+            The answer.
 
         Raises
         ------
@@ -56,12 +68,13 @@ class ControlClient:
         """
         # A new socket for each request: an answer that comes too late can't
         # be taken for the next one's.
+        timeout = self._timeout if timeout is None else timeout
         socket = self._context.socket(zmq.DEALER)
         try:
             socket.connect(self._endpoint)
             socket.send(encode(request))
-            if not socket.poll(int(self._timeout * 1000)):
-                raise NoSupervisorError(f"No ppd answers at {self._endpoint} within {self._timeout:g} s.")
+            if not socket.poll(int(timeout * 1000)):
+                raise NoSupervisorError(f"No ppd answers at {self._endpoint} within {timeout:g} s.")
             reply = decode(socket.recv())
             assert isinstance(reply, ControlReply)
             return reply
@@ -72,9 +85,9 @@ class ControlClient:
         """Announce a visit; ``visit`` is the nextVisit message."""
         return self.request(ControlRequest(command="submit", visit=visit))
 
-    def status(self) -> dict[str, Any]:
+    def status(self, timeout: float | None = None) -> dict[str, Any]:
         """Ask how the supervisor is."""
-        return self.request(ControlRequest(command="status")).result
+        return self.request(ControlRequest(command="status"), timeout).result
 
     def drain(self, timeout: float = 0.0) -> bool:
         """Take no more visits; wait until all work is done and exported.

@@ -86,6 +86,7 @@ def admit(
             f"{settings.instrument} has {', '.join(sorted(filters))}."
         )
     wanted = detectors & {d.id for d in focal_plane.detectors}
+    fanned_out = isinstance(visit, FannedOutVisit)
     if isinstance(visit, FannedOutVisit):
         if visit.detector not in wanted:
             raise InvalidVisitError(
@@ -123,7 +124,13 @@ def admit(
     date = date_string(day)
     runs = {path: run_name(visit.instrument, date, path, deployment) for path in sorted(paths)}
     return VisitEntry(
-        visit=visit, accepted=first, day_obs=day, deployment=deployment, runs=runs, detectors=planned
+        visit=visit,
+        accepted=first,
+        day_obs=day,
+        deployment=deployment,
+        runs=runs,
+        detectors=planned,
+        fanned_out=fanned_out,
     )
 
 

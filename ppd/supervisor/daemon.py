@@ -11,8 +11,10 @@ __all__ = ["EXIT_LEFT_WORK", "Supervisor", "run"]
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pydantic
@@ -20,29 +22,26 @@ import zmq
 
 from ..config import Settings
 from ..deployment import day_obs, deployment_id
-from ..errors import (
-    ConfigurationError,
-    IgnorableVisitError,
-    InvalidVisitError,
-    PpdError,
-    StaleVisitError,
-)
+from ..errors import ConfigurationError
 from ..initializer import check_initialized, initialize
 from ..instruments.description import find_description
-from ..messages import ControlReply, ControlRequest, MessageError, NurseryReady, SetupFailed, decode, encode
+from ..messages import ControlReply, ControlRequest, MessageError, decode, encode
 from ..sources.directory import Candidate, DirectorySource
-from .admission import DuplicateVisitError, admit
+from .admission import admit
 from .central import CentralReader, Resolved
+from .commands import answer
 from .counters import Counters
 from .exporter import Exported, Exporter, Undeliverable
 from .inbox import Inbox
 from .journal import Journal
+from .ledger import Ledger
 from .lifecycle import Lifecycle
 from .lock import StateLock
 from .notify import sd_notify
-from .nursery_client import NurseryClient
+from .nursery_keeper import NurseryKeeper
+from .recovery import take_up
 from .spool import prepare, ready_entries, used_bytes
-from .status import describe
+from .table import State, VisitEntry
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,7 +50,6 @@ EXIT_LEFT_WORK = 6
 
 _TICK_MS = 100
 _SPOOL_CHECK_SECONDS = 1.0
-_NURSERY_START_SECONDS = 120.0
 
 
 class Supervisor:
@@ -76,30 +74,42 @@ class Supervisor:
         self.stopping = False
         self.spool_bytes = 0
         self._signals: list[int] = []
+        self._answers: list[tuple[list[bytes], ControlReply]] = []
         self._spool_checked = 0.0
         self._undo = contextlib.ExitStack()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda s, _: self._signals.append(s))
         try:
+            self._make_folders()
             self._set_up()
         except BaseException:
             self._undo.close()
             raise
 
+    def _make_folders(self) -> None:
+        settings = self.settings
+        logs = settings.state_dir / "logs"
+        try:
+            for folder in (settings.state_dir, settings.local_repos, settings.spool_dir, logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            settings.socket_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            settings.socket_dir.chmod(0o700)
+        except OSError as e:
+            raise ConfigurationError(f"A folder that ppd needs can't be made: {e}.") from e
+
     def _set_up(self) -> None:
         settings = self.settings
-        for folder in (settings.state_dir, settings.local_repos, settings.state_dir / "logs"):
-            folder.mkdir(parents=True, exist_ok=True)
-        settings.socket_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        settings.socket_dir.chmod(0o700)
         lock = StateLock(settings.state_dir)
         self._undo.callback(lock.close)
         self.deployment = deployment_id(settings)
         description = find_description(settings.instrument, settings.instrument_description)
         self.focal_plane = description.focal_plane
         # The nursery's imports take seconds; they go on while we set up.
-        self.nursery = NurseryClient(settings)
+        self.nursery = NurseryKeeper(settings)
         self._undo.callback(self.nursery.stop, 8.0)
         prepare(settings.spool_dir)
-        self._clean_local_repos()
+        for path in settings.local_repos.glob("ppd-*"):  # a killed supervisor's children's
+            shutil.rmtree(path, ignore_errors=True)
         self.journal = Journal(settings.state_dir / "journal.sqlite3")
         self._undo.callback(self.journal.close)
         self.inbox = Inbox()
@@ -115,7 +125,12 @@ class Supervisor:
         check_initialized(self.exporter.butler, settings, day, self.deployment)
         self._open_sockets()
         self.lifecycle = Lifecycle(
-            settings, self.child_endpoint, self.journal, self.central, self.counters, self._send_child
+            settings,
+            self.child_endpoint,
+            Ledger(self.journal, self.counters),
+            self.central,
+            self.nursery.fork,
+            self._send_child,
         )
         self.sources = [DirectorySource(d, settings.raw_settle, self.inbox.put) for d in settings.raw_dirs]
 
@@ -143,8 +158,6 @@ class Supervisor:
         code : `int`
             0, or `EXIT_LEFT_WORK`.
         """
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, lambda s, _: self._signals.append(s))
         wake_read, wake_write = os.pipe()
         self._undo.callback(os.close, wake_read)
         self._undo.callback(os.close, wake_write)
@@ -153,114 +166,93 @@ class Supervisor:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._undo.callback(signal.set_wakeup_fd, -1)
         try:
-            self._await_nursery()
-            self._recover()
+            ready = self.nursery.await_ready(lambda: bool(self._signals))
+            self.central.start(ready.pipelines)
+            take_up(self.journal, self.settings.spool_dir, self.lifecycle, self.admit)
             for source in self.sources:
                 source.start()
                 self._undo.callback(source.stop)
             self.exporter.start()
             sd_notify("READY=1")
             _LOG.info("Ready: deployment %s, %d detectors.", self.deployment, len(self.central.detectors))
-            self._loop(wake_read)
+            self._loop(wake_read, lambda: self.stopping)
             return self._wind_up(wake_read)
         finally:
             sd_notify("STOPPING=1")
             self._undo.close()
 
-    def _loop(self, wake: int, until: float | None = None) -> None:
-        """Serve until stopping; with ``until``, until all work is done or that time."""
-        poller = zmq.Poller()
-        for source in (self.children, self.control, self.nursery.fileno(), self.inbox.fileno(), wake):
-            poller.register(source, zmq.POLLIN)
-        while True:
+    def _loop(self, wake: int, enough: Callable[[], bool], seconds: float | None = None) -> None:
+        """Serve until it is enough, and no longer than some seconds."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not enough() and (deadline is None or time.monotonic() < deadline):
+            poller = zmq.Poller()
+            for source in (self.children, self.control, self.nursery.fileno(), self.inbox.fileno(), wake):
+                if source != -1:  # no nursery now
+                    poller.register(source, zmq.POLLIN)
             ready = dict(poller.poll(_TICK_MS))
             if wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
-            for step in (self._take_children, self._take_nursery, self._take_inbox, self._take_control):
+            for step in (
+                self._take_children,
+                self._take_nursery,
+                self._take_inbox,
+                self._take_control,
+                self.lifecycle.turn,
+                self._check_spool,
+                self.nursery.flush,
+                self.journal.commit,
+                self._send_answers,
+            ):
                 self._guarded(step)
-            self._guarded(self.lifecycle.turn)
-            self._guarded(self._check_spool)
-            self.nursery.flush()
-            self.journal.commit()
-            self._answer()
-            if until is None:
-                if self._signals:
-                    self._signals.clear()
-                    self.stopping = True
+            if self._signals:
+                # A second one, while winding up, ends the wait at hand.
+                self._signals.clear()
                 if self.stopping:
                     return
-            elif self._signals or self.idle() or time.monotonic() > until:
-                return
+                self.stopping = True
 
     def idle(self) -> bool:
         """Whether nothing is left to do."""
         return not self.lifecycle.table.unfinished() and not ready_entries(self.settings.spool_dir)
 
-    def _wind_up(self, wake: int) -> int:
-        """Let children finish and the spool drain, each within its grace."""
-        _LOG.info("Stopping: no more visits; running children have %.0f s.", self.settings.stop_grace)
+    def drain(self) -> None:
+        """Take no more visits, and export without waiting for fuller batches."""
         self.draining = True
         self.exporter.hurry()
+
+    def _wind_up(self, wake: int) -> int:
+        """Let children finish and the spool drain, each within its grace."""
+        table, grace = self.lifecycle.table, self.settings.stop_grace
+        _LOG.info("Stopping: no more visits; children at work have %.0f s.", grace)
+        self.drain()
+        # From here on what can't be finished is left for the next start.
+        self.lifecycle.endings.stopping = True
         for source in self.sources:
             source.stop()
-        self._loop(wake, until=time.monotonic() + self.settings.stop_grace)
-        if self.lifecycle.table.live():
-            self.lifecycle.terminate_all("ppd stops", signal.SIGTERM)
-            self._signals.clear()
-            self._loop_until_childless(wake, 8.0)
-        self._loop(wake, until=time.monotonic() + min(self.settings.stop_grace, 10.0))
+        # A child that waits for a raw waits for something that nobody looks for.
+        self._loop(wake, lambda: not any(d.state is State.RUNNING for d in table.live()), grace)
+        self.lifecycle.terminate_all("ppd stops", signal.SIGTERM)
+        self._loop(wake, lambda: not table.live(), 8.0)
+        self._loop(wake, lambda: not ready_entries(self.settings.spool_dir), min(grace, 10.0))
+        self.exporter.stop(10.0)
+        self.nursery.stop(8.0)
+        self._guarded(self._take_inbox)
         self.journal.commit()
         if self.idle():
+            _LOG.info("Stopped; nothing is left to do.")
             return 0
-        _LOG.warning("Work or outputs are left for the next start.")
+        _LOG.warning(
+            "Stopped; %d detector-visits and %d hand-overs are left for the next start.",
+            len(table.unfinished()),
+            len(ready_entries(self.settings.spool_dir)),
+        )
         return EXIT_LEFT_WORK
 
-    def _loop_until_childless(self, wake: int, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while self.lifecycle.table.live() and time.monotonic() < deadline:
-            self._loop(wake, until=time.monotonic())
-
-    def _await_nursery(self) -> None:
-        deadline = time.monotonic() + _NURSERY_START_SECONDS
-        while time.monotonic() < deadline:
-            for message in self.nursery.receive():
-                if isinstance(message, SetupFailed):
-                    raise ConfigurationError(message.reason)
-                if isinstance(message, NurseryReady):
-                    _LOG.info("The nursery (pid %d) is ready after %.1f s.", message.pid, message.seconds)
-                    self.central.start(message.pipelines)
-                    self.lifecycle.nursery = self.nursery
-                    return
-            if not self.nursery.alive():
-                raise ConfigurationError("The nursery ended before it was ready; its error is in the log.")
-            if self._signals:
-                raise KeyboardInterrupt
-            time.sleep(0.02)
-        raise ConfigurationError(f"The nursery was not ready in {_NURSERY_START_SECONDS:.0f} s.")
-
-    def _recover(self) -> None:
-        """Take up what an earlier supervisor accepted and did not finish."""
-        for instrument, group, message, accepted, detectors in self.journal.unfinished():
-            try:
-                entry = self._admit(message, accepted, detectors)
-            except PpdError as e:
-                for d in detectors:
-                    self.journal.state(instrument, group, d, "failed", attempt=1, reason=f"not resumed: {e}")
-                continue
-            fresh = next(iter(entry.detectors.values())).expires > time.time()
-            if not fresh:
-                for d in detectors:
-                    reason = "its message expired while ppd was down"
-                    self.journal.state(instrument, group, d, "failed", attempt=1, reason=reason)
-                continue
-            for d in entry.detectors.values():
-                # Not the first attempt: the APDB is asked before it runs.
-                d.attempt = 2
-            _LOG.warning("Visit %s is taken up again.", entry.visit.identity)
-            self.lifecycle.accept(entry, "recovery")
-
-    def _admit(self, message: Any, accepted: float | None = None, only: Any = None) -> Any:
+    def admit(
+        self, message: Any, accepted: float | None = None, only: Iterable[int] | None = None
+    ) -> VisitEntry:
+        """Validate a nextVisit message; see `ppd.supervisor.admission.admit`."""
         return admit(
             message,
             settings=self.settings,
@@ -297,17 +289,10 @@ class Supervisor:
     def _take_nursery(self) -> None:
         for message in self.nursery.receive():
             self.lifecycle.nursery_said(message)
-        if not self.nursery.alive() and not self.stopping:
-            self._replace_nursery()
-
-    def _replace_nursery(self) -> None:
-        """Start a new nursery; the old one's children have got SIGTERM from the kernel."""
-        _LOG.error("The nursery is gone; its children end and are tried again.")
-        self.counters.error("nursery_restarts", "nursery", "the nursery ended unasked")
-        for d in self.lifecycle.table.live():
-            d.exited_at = d.exited_at or time.monotonic()
-        self.lifecycle.nursery = None
-        self.stopping = True
+        orphans = self.nursery.check()
+        if orphans is not None:
+            self.counters.error("nursery_restarts", "nursery", "the nursery ended unasked")
+            self.lifecycle.nursery_lost(orphans)
 
     def _take_inbox(self) -> None:
         for item in self.inbox.drain():
@@ -321,7 +306,6 @@ class Supervisor:
                 self.lifecycle.undeliverable(item)
 
     def _take_control(self) -> None:
-        self._answers: list[tuple[list[bytes], ControlReply]] = []
         for _ in range(200):
             try:
                 *envelope, body = self.control.recv_multipart(zmq.NOBLOCK)
@@ -331,7 +315,7 @@ class Supervisor:
                 request = decode(body)
                 if not isinstance(request, ControlRequest):
                     raise MessageError(f"{type(request).__name__} is no request")
-                reply = self._command(request)
+                reply = answer(self, request)
             except MessageError as e:
                 self.counters.error("requests_refused", "control", str(e))
                 reply = ControlReply(ok=False, code="malformed", error=str(e))
@@ -341,7 +325,7 @@ class Supervisor:
                 reply = ControlReply(ok=False, code="unavailable", error=f"{type(e).__name__}: {e}")
             self._answers.append((envelope, reply))
 
-    def _answer(self) -> None:
+    def _send_answers(self) -> None:
         """Send the answers: after the journal's commit, not before."""
         for envelope, reply in self._answers:
             with contextlib.suppress(zmq.ZMQError):
@@ -357,56 +341,6 @@ class Supervisor:
         if now > self._spool_checked + _SPOOL_CHECK_SECONDS:
             self._spool_checked = now
             self.spool_bytes = used_bytes(self.settings.spool_dir)
-
-    # Commands
-
-    def _command(self, request: ControlRequest) -> ControlReply:
-        if request.command == "submit":
-            return self._submit(request.visit)
-        if request.command == "drain":
-            self.draining = True
-            self.exporter.hurry()
-            return ControlReply(ok=True, result={"drained": self.idle()})
-        if request.command == "stop":
-            self.stopping = True
-            return ControlReply(ok=True)
-        return ControlReply(ok=True, result=describe(self))
-
-    def _submit(self, message: Any) -> ControlReply:
-        faults = {
-            DuplicateVisitError: ("visits_duplicate", "duplicate"),
-            StaleVisitError: ("visits_stale", "stale"),
-            InvalidVisitError: ("visits_malformed", "malformed"),
-            IgnorableVisitError: ("visits_ignored", "ignored"),
-        }
-        if self.draining:
-            return ControlReply(ok=False, code="unavailable", error="ppd is draining and takes no visits.")
-        if self.spool_bytes > self.settings.spool_max_bytes:
-            error = f"The spool is full ({self.spool_bytes} bytes); no visit is taken until it drains."
-            self.counters.error("visits_refused_spool_full", "submit", error)
-            return ControlReply(ok=False, code="unavailable", error=error)
-        try:
-            entry = self._admit(message)
-        except tuple(faults) as e:
-            name, code = next(v for k, v in faults.items() if isinstance(e, k))
-            if code == "ignored":
-                self.counters.add(name)
-                _LOG.info("%s", e)
-            else:
-                self.counters.error(name, "submit", str(e))
-                _LOG.error("Refused: %s", e)
-            return ControlReply(ok=False, code=code, error=str(e))
-        self.lifecycle.accept(entry, "control")
-        return ControlReply(
-            ok=True, result={"group": entry.visit.groupId, "detectors": sorted(entry.detectors)}
-        )
-
-    def _clean_local_repos(self) -> None:
-        """Remove the local repos that a killed supervisor's children left."""
-        import shutil
-
-        for path in self.settings.local_repos.glob("ppd-*"):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def run(settings: Settings) -> int:

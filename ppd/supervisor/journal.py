@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "UnfinishedVisit"]
 
+import contextlib
+import dataclasses
+import itertools
 import json
+import logging
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from ..errors import ConfigurationError, JournalError
+
+_LOG = logging.getLogger(__name__)
 
 _SCHEMA_VERSION = 1
 
@@ -25,7 +33,34 @@ CREATE TABLE event (
     id INTEGER PRIMARY KEY, t REAL NOT NULL, instrument TEXT NOT NULL, group_name TEXT NOT NULL,
     detector INTEGER, name TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE INDEX event_of ON event (group_name, detector);
+CREATE INDEX detector_visit_state ON detector_visit (state);
 """
+
+_STATE = (
+    "UPDATE detector_visit"
+    " SET state=?, attempt=?, pipeline=COALESCE(?, pipeline), reason=?, updated=?"
+    " WHERE instrument=? AND group_name=? AND detector=?"
+)
+_EVENT = "INSERT INTO event (t, instrument, group_name, detector, name, detail) VALUES (?, ?, ?, ?, ?, ?)"
+_BUSY_MS = 2000
+# What is held back while the disk is full; a night of 189 detectors and
+# 1,000 visits has about 2 million events.
+_MAX_PENDING = 200_000
+
+
+@dataclasses.dataclass(frozen=True)
+class UnfinishedVisit:
+    """A visit of which an earlier supervisor left something undone."""
+
+    instrument: str
+    group: str
+    message: dict[str, Any]
+    accepted: float
+    """Unix seconds."""
+    detectors: tuple[int, ...]
+    """Accepted and neither handed over nor failed."""
+    handed_over: tuple[int, ...]
+    """Handed over, and not known to be exported."""
 
 
 class Journal:
@@ -38,44 +73,68 @@ class Journal:
 
     Raises
     ------
-    RuntimeError
-        Raised if the file is of another schema version.
+    ppd.errors.ConfigurationError
+        Raised if the file is of another schema version or can't be opened.
 
     Notes
     -----
-    Only the supervisor's main thread uses it.  Writes are in one open
-    transaction until `commit`, which the loop calls before it acknowledges
-    anything: one fsync serves all that happened in a turn of the loop.
+    Only the supervisor's main thread uses it.  An accepted visit is durable
+    when `visit_accepted` returns.  Everything else is held until `commit`,
+    which the loop calls once a turn and before it answers anything: one
+    fsync serves all that happened in it.  When the disk does not take it, it
+    is held for the next turn, and no visit is accepted meanwhile.
     """
 
     def __init__(self, path: Path):
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("PRAGMA busy_timeout=5000")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;")
-        elif version != _SCHEMA_VERSION:
-            raise RuntimeError(f"{path} has journal schema {version}; this ppd knows {_SCHEMA_VERSION}.")
-        self._open = False
+        self._pending: list[tuple[str, tuple[Any, ...]]] = []
+        self.trouble: str | None = None
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;")
+        except sqlite3.Error as e:
+            raise ConfigurationError(f"The journal {path} can't be used: {e}.") from e
+        if version not in (0, _SCHEMA_VERSION):
+            raise ConfigurationError(
+                f"The journal {path} has schema {version}; this ppd knows {_SCHEMA_VERSION}."
+            )
 
     def visit_accepted(
         self, instrument: str, group: str, detectors: Iterable[int], message: Mapping[str, Any], source: str
     ) -> None:
-        """Note a visit and its detector-visits as accepted, durably."""
+        """Note a visit and its detector-visits as accepted, durably.
+
+        Raises
+        ------
+        ppd.errors.JournalError
+            Raised if it could not be made durable; then nothing of it is in
+            the journal.
+        """
         now = time.time()
-        self._begin()
-        self._db.execute(
-            "INSERT OR IGNORE INTO visit VALUES (?, ?, ?, ?, ?)",
-            (instrument, group, json.dumps(message), source, now),
-        )
-        self._db.executemany(
-            "INSERT OR IGNORE INTO detector_visit VALUES (?, ?, ?, 'accepted', 1, NULL, NULL, ?)",
-            [(instrument, group, d, now) for d in detectors],
-        )
-        self.event(instrument, group, None, "accepted", {"source": source}, now)
+        rows = [(instrument, group, d, now) for d in detectors]
         self.commit()
+        if self.trouble is not None:
+            raise JournalError(f"The journal can't be written: {self.trouble}.")
+        self._write(
+            [
+                (
+                    "INSERT OR IGNORE INTO visit VALUES (?, ?, ?, ?, ?)",
+                    (instrument, group, json.dumps(message), source, now),
+                ),
+                *(
+                    (
+                        "INSERT OR IGNORE INTO detector_visit VALUES (?, ?, ?, 'accepted', 1, NULL, NULL, ?)",
+                        row,
+                    )
+                    for row in rows
+                ),
+                (_EVENT, (now, instrument, group, None, "accepted", json.dumps({"source": source}))),
+            ]
+        )
 
     def state(
         self,
@@ -89,13 +148,7 @@ class Journal:
         reason: str | None = None,
     ) -> None:
         """Note a change of state of one detector-visit."""
-        self._begin()
-        self._db.execute(
-            "UPDATE detector_visit"
-            " SET state=?, attempt=?, pipeline=COALESCE(?, pipeline), reason=?, updated=?"
-            " WHERE instrument=? AND group_name=? AND detector=?",
-            (state, attempt, pipeline, reason, time.time(), instrument, group, detector),
-        )
+        self._hold(_STATE, (state, attempt, pipeline, reason, time.time(), instrument, group, detector))
 
     def event(
         self,
@@ -107,25 +160,22 @@ class Journal:
         when: float | None = None,
     ) -> None:
         """Note that something happened; ``detector`` `None`: to the whole visit."""
-        self._begin()
-        self._db.execute(
-            "INSERT INTO event (t, instrument, group_name, detector, name, detail) VALUES (?, ?, ?, ?, ?, ?)",
-            (when or time.time(), instrument, group, detector, name, json.dumps(detail or {})),
-        )
+        self._hold(_EVENT, (when or time.time(), instrument, group, detector, name, json.dumps(detail or {})))
 
     def commit(self) -> None:
-        """Make all that was noted durable."""
-        if self._open:
-            self._db.execute("COMMIT")
-            self._open = False
-
-    def knows(self, instrument: str, group: str, detector: int) -> bool:
-        """Tell whether a detector-visit was accepted before, by any supervisor."""
-        row = self._db.execute(
-            "SELECT 1 FROM detector_visit WHERE instrument=? AND group_name=? AND detector=?",
-            (instrument, group, detector),
-        ).fetchone()
-        return row is not None
+        """Make all that was noted durable; what the disk does not take is kept for the next time."""
+        if not self._pending:
+            return
+        try:
+            self._write(self._pending)
+        except JournalError as e:
+            if self.trouble is None:
+                _LOG.error("%s What happens is held in memory, and no visit is accepted.", e)
+            self.trouble = str(e.__cause__ or e)
+        else:
+            if self.trouble is not None:
+                _LOG.warning("The journal can be written again; %d notes were held.", len(self._pending))
+            self._pending, self.trouble = [], None
 
     def known_detectors(self, instrument: str, group: str) -> set[int]:
         """Detectors of a group that were accepted before."""
@@ -134,34 +184,51 @@ class Journal:
         )
         return {int(row[0]) for row in rows}
 
-    def unfinished(self) -> list[tuple[str, str, dict[str, Any], float, list[int]]]:
-        """Visits with detector-visits that an earlier supervisor did not finish.
-
-        Returns
-        -------
-        visits : `list` of `tuple`
-            Instrument, group, message, time of acceptance, detectors.
-        """
+    def unfinished(self) -> list[UnfinishedVisit]:
+        """List what an earlier supervisor did not finish, oldest first."""
         rows = self._db.execute(
-            "SELECT v.instrument, v.group_name, v.message, v.accepted, d.detector"
+            "SELECT v.instrument, v.group_name, v.message, v.accepted, d.detector, d.state"
             " FROM visit v JOIN detector_visit d USING (instrument, group_name)"
-            " WHERE d.state IN ('accepted', 'resolving', 'waiting', 'forked', 'ready', 'running')"
-            " ORDER BY v.accepted, d.detector"
+            " WHERE d.state NOT IN ('exported', 'failed')"
+            " ORDER BY v.accepted, v.instrument, v.group_name, d.detector"
         ).fetchall()
-        visits: dict[tuple[str, str], tuple[str, str, dict[str, Any], float, list[int]]] = {}
-        for instrument, group, message, accepted, detector in rows:
-            entry = visits.setdefault(
-                (instrument, group), (instrument, group, json.loads(message), accepted, [])
+        visits = []
+        for (instrument, group, message, accepted), own in itertools.groupby(rows, key=lambda r: r[:4]):
+            states = [(int(row[4]), row[5]) for row in own]
+            visits.append(
+                UnfinishedVisit(
+                    instrument,
+                    group,
+                    json.loads(message),
+                    accepted,
+                    tuple(d for d, state in states if state != "handed_over"),
+                    tuple(d for d, state in states if state == "handed_over"),
+                )
             )
-            entry[4].append(int(detector))
-        return list(visits.values())
+        return visits
 
     def close(self) -> None:
         """Commit and close."""
         self.commit()
         self._db.close()
 
-    def _begin(self) -> None:
-        if not self._open:
-            self._db.execute("BEGIN")
-            self._open = True
+    def _hold(self, statement: str, values: tuple[Any, ...]) -> None:
+        self._pending.append((statement, values))
+        if len(self._pending) > _MAX_PENDING:
+            # States decide what a restart does; events are history.
+            kept = [p for p in self._pending if p[0] is not _EVENT]
+            _LOG.error(
+                "Too much is held for the journal; %d events are lost.", len(self._pending) - len(kept)
+            )
+            self._pending = kept[-_MAX_PENDING:]
+
+    def _write(self, notes: Iterable[tuple[str, tuple[Any, ...]]]) -> None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for statement, values in notes:
+                self._db.execute(statement, values)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as e:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise JournalError(f"The journal can't be written: {e}.") from e

@@ -31,6 +31,7 @@ _CENTRAL_VARIABLES = (
     "PGPASSFILE",
     "PGPASSWORD",
     "PGUSER",
+    "PPD_CONFIG",
 )
 
 
@@ -68,6 +69,7 @@ class NurseryClient:
         data = settings.to_dict()
         data["central_repo"] = "hidden:"
         data["read_central_repo"] = None
+        data["config_path"] = None
         self.send(NurserySetup(settings=data))
 
     @property
@@ -76,7 +78,7 @@ class NurseryClient:
         return self._process.pid
 
     def fileno(self) -> int:
-        """Descriptor that becomes readable when the nursery says something."""
+        """Descriptor that becomes readable when the nursery says something; -1: it has ended."""
         return self._out
 
     def alive(self) -> bool:
@@ -90,6 +92,8 @@ class NurseryClient:
 
     def flush(self) -> None:
         """Write what the pipe takes now."""
+        if self._in < 0:
+            self._outbox = b""
         while self._outbox:
             try:
                 written = os.write(self._in, self._outbox)
@@ -103,8 +107,10 @@ class NurseryClient:
 
     def receive(self) -> list[Any]:
         """Return what the nursery has said."""
+        if self._out < 0:
+            return []
         chunks = []
-        with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError):
             while data := os.read(self._out, 1 << 20):
                 chunks.append(data)
         *lines, self._buffer = (self._buffer + b"".join(chunks)).split(b"\n")
@@ -116,12 +122,17 @@ class NurseryClient:
                 _LOG.error("The nursery said something that is no message: %s", e)
         return messages
 
+    def kill(self) -> None:
+        """Kill the nursery; `alive` reaps it."""
+        self._process.kill()
+
     def stop(self, timeout: float) -> None:
         """End the nursery and with it all children; bounded."""
+        if self._out < 0:
+            return
         self.send(ShutDown())
         deadline = time.monotonic() + timeout
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()  # type: ignore[union-attr]
+        self._close_input()
         while self.alive() and time.monotonic() < deadline:
             self.receive()
             time.sleep(0.02)
@@ -129,4 +140,16 @@ class NurseryClient:
             _LOG.error("The nursery does not end; it is killed.")
             self._process.kill()
             self._process.wait(5.0)
+        self.close()
+
+    def close(self) -> None:
+        """Close the pipes to a nursery that has ended."""
+        self._close_input()
+        # The number of a closed descriptor may soon be another file's.
+        self._out = -1
         self._process.stdout.close()  # type: ignore[union-attr]
+
+    def _close_input(self) -> None:
+        self._in = -1
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()  # type: ignore[union-attr]

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["Manifest", "dead_letter", "discard", "prepare", "read_manifest", "ready_entries", "used_bytes"]
+__all__ = [
+    "Manifest",
+    "dead_letter",
+    "discard",
+    "find_ready",
+    "prepare",
+    "read_manifest",
+    "ready_entries",
+    "used_bytes",
+]
 
+import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,6 +37,8 @@ class Manifest(pydantic.BaseModel):
     datasets: list[dict[str, Any]]
     runs: list[str]
     bytes: int
+    success: bool = True
+    """Whether these are the outputs of a pipeline that ran to its end."""
 
 
 def prepare(spool: Path) -> None:
@@ -37,8 +50,11 @@ def prepare(spool: Path) -> None:
 
 def ready_entries(spool: Path) -> list[Path]:
     """List the hand-overs that wait, oldest first."""
-    entries = [p for p in (spool / "ready").iterdir() if (p / "manifest.json").is_file()]
-    return sorted(entries, key=lambda p: (p.stat().st_mtime, p.name))
+    found = []
+    for path in (spool / "ready").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # exported meanwhile
+            found.append(((path / "manifest.json").stat().st_mtime, path.name, path))
+    return [path for _, _, path in sorted(found)]
 
 
 def read_manifest(entry: Path) -> Manifest:
@@ -52,6 +68,14 @@ def read_manifest(entry: Path) -> Manifest:
         Raised if it can't be read.
     """
     return Manifest.model_validate(json.loads((entry / "manifest.json").read_text()))
+
+
+def find_ready(spool: Path, key: DetectorKey) -> Manifest | None:
+    """Find the hand-over of an attempt, if it waits for export."""
+    try:
+        return read_manifest(spool / "ready" / key.file_name)
+    except (ValueError, OSError):
+        return None
 
 
 def discard(entry: Path) -> None:
@@ -74,12 +98,11 @@ def dead_letter(entry: Path, reason: str) -> Path:
 
 
 def used_bytes(spool: Path) -> int:
-    """Bytes of all hand-overs that wait."""
+    """Bytes of all hand-overs that wait or were set aside."""
     total = 0
-    for entry in (spool / "ready").iterdir():
-        for path in entry.iterdir():
-            try:
-                total += path.stat().st_size
-            except FileNotFoundError:
-                continue  # exported meanwhile
+    for folder in ("ready", "dead-letters"):
+        for parent, _, names in os.walk(spool / folder):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # exported meanwhile
+                    total += (Path(parent) / name).stat().st_size
     return total

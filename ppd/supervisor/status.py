@@ -54,8 +54,13 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         faults.append(f"export: {supervisor.exporter.trouble}")
     if supervisor.spool_bytes > 0.8 * settings.spool_max_bytes:
         faults.append("the spool is nearly full")
-    if life.nursery is None:
-        faults.append("the nursery is not ready")
+    if not supervisor.nursery.ready:
+        faults.append(f"nursery: {supervisor.nursery.trouble or 'it is starting'}")
+    if supervisor.journal.trouble:
+        faults.append(f"journal: {supervisor.journal.trouble}")
+    blocked = [d for d in life.table.live() if d.phase == "spool_full"]
+    if blocked:
+        faults.append(f"{len(blocked)} children wait for room in the spool {settings.spool_dir}")
     return {
         "health": "draining" if supervisor.draining else "trouble" if faults else "ok",
         "faults": faults,

@@ -52,6 +52,8 @@ class DetectorVisit:
     expires: float
     state: State = State.ACCEPTED
     attempt: int = 1
+    resolving: bool = False
+    """Whether its inputs have been asked for."""
     view: CacheView | None = None
     pid: int | None = None
     identity: bytes | None = None
@@ -62,13 +64,16 @@ class DetectorVisit:
     told_no_more: bool = False
     terminated_at: float | None = None
     termination: str = ""
+    may_retry: bool = True
+    """Whether another try may follow when its child is ended by the supervisor."""
     sent: dict[str, Candidate] = dataclasses.field(default_factory=dict)
     done: ChildDone | None = None
     exited_at: float | None = None
     exit_code: int | None = None
     not_before: float = 0.0
     reason: str = ""
-    succeeded: bool = False
+    exported: bool = False
+    """Whether central has the outputs of the current attempt."""
     lost_cause: str = ""
     """Why a hand-over's export does not make it a success: a final failure's reason."""
 
@@ -90,7 +95,8 @@ class DetectorVisit:
         self.state = State.WAITING
         self.pid = self.identity = self.raws_until = self.terminated_at = None
         self.done = self.exited_at = self.exit_code = None
-        self.told_no_more = False
+        self.told_no_more = self.exported = False
+        self.may_retry = True
         self.phase = self.termination = ""
         self.sent = {}
         self.not_before = time.monotonic() + delay
@@ -106,25 +112,30 @@ class VisitEntry:
     deployment: str
     runs: dict[str, str]
     detectors: dict[int, DetectorVisit]
+    fanned_out: bool = False
+    """Whether it was announced for one detector: the others' messages are coming."""
     resolve_at: float | None = None
     """When to ask for its inputs again, monotonic seconds."""
     tries: int = 0
+    over: bool = False
+    """Whether its end has been logged."""
 
 
 class VisitTable:
     """All visits that are not over, and the last of those that are."""
 
-    def __init__(self, keep_over: int = 500):
+    def __init__(self, keep_over: int = 50):
         self._keep_over = keep_over
         self.visits: dict[str, VisitEntry] = {}
 
-    def add(self, entry: VisitEntry) -> None:
-        """Add a visit, or detectors to one that is known."""
-        known = self.visits.get(entry.visit.groupId)
-        if known is None:
-            self.visits[entry.visit.groupId] = entry
-        else:
+    def add(self, entry: VisitEntry) -> VisitEntry:
+        """Add a visit, or detectors to one that is known; return what is in the table."""
+        known = self.visits.setdefault(entry.visit.groupId, entry)
+        if known is not entry:
             known.detectors.update(entry.detectors)
+            known.runs.update(entry.runs)
+            known.over = False
+        return known
 
     def get(self, group: str, detector: int) -> DetectorVisit | None:
         """Find a detector-visit."""
@@ -155,10 +166,14 @@ class VisitTable:
             counts[d.state.value] += 1
         return counts
 
-    def prune(self) -> list[str]:
-        """Drop the oldest visits that are over; return their groups."""
-        over = [g for g, e in self.visits.items() if all(d.state in OVER for d in e.detectors.values())]
+    def finished(self) -> list[VisitEntry]:
+        """Visits all of whose detector-visits are over, oldest first."""
+        return [e for e in self.visits.values() if all(d.state in OVER for d in e.detectors.values())]
+
+    def prune(self) -> list[VisitEntry]:
+        """Drop the oldest visits that are over, but for the last few; return what was dropped."""
+        over = self.finished()
         gone = over[: max(0, len(over) - self._keep_over)]
-        for group in gone:
-            del self.visits[group]
+        for entry in gone:
+            del self.visits[entry.visit.groupId]
         return gone

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["run_child"]
 
 import ctypes
+import errno
 import faulthandler
 import logging
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base import Pipeline
 
 from ..config import Settings
@@ -39,7 +40,7 @@ from ..messages import (
 from ..visit import BareVisit
 from .apdb_guard import apdb_has
 from .execute import NoPipelineError, PipelineFailedError, run_first_possible
-from .handover import find_outputs, hand_over
+from .handover import HandOver, find_outputs, hand_over
 from .ingest import RawExposure, ingest_raw, read_raw
 from .link import ChildLink, LinkClosedError
 from .local_repo import clone_repo, remove_repo
@@ -49,6 +50,11 @@ from .visits import define_visit
 _LOG = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_SPOOL_RETRY_SECONDS = 1.0
+
+
+class _NoRawError(RetriableError):
+    """Raised when the time for raws is over and there is none to process."""
 
 
 class _Terminated(BaseException):
@@ -96,7 +102,7 @@ def run_child(
     except _Terminated:
         # Whatever was running is over; SIGKILL would follow a second delay.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        done = life.fail("ended by the supervisor", None)
+        done = life.fail("ended by SIGTERM", None)
     except Exception as e:
         done = life.fail(f"{type(e).__name__}: {e}", e)
     finally:
@@ -142,7 +148,7 @@ class _Life:
         self._preprocess()
         refused = self._take_raws()
         if not self.exposures:
-            raise RetriableError(f"no usable raw came ({'; '.join(refused) or 'none was seen'})")
+            raise _NoRawError(f"no usable raw came ({'; '.join(refused) or 'none was seen'})")
         if self.key.attempt > 1:
             stored = apdb_has(self.settings.apdb_config, self.visit_ids, self.key.detector)
             if stored:
@@ -171,7 +177,13 @@ class _Life:
         if self.main_started:
             self._event("pipeline_end", pipeline=self.pipeline, success=False)
         done = ChildDone(
-            key=self.key, success=False, reason=reason[:2000], failure=failure, pipeline=self.pipeline
+            key=self.key,
+            success=False,
+            reason=reason[:2000],
+            failure=failure,
+            pipeline=self.pipeline,
+            # The supervisor would only feed the next attempt the same raws.
+            retry=not isinstance(error, _NoRawError),
         )
         if failure != "final" or self.butler is None:
             return done
@@ -271,7 +283,9 @@ class _Life:
             self._event("raw_refused", path=message.path, snap=message.snap, reason=str(e)[:500])
             return str(e)
         if raw.exposure in self.exposures:
-            return None
+            reason = f"exposure {raw.exposure} came twice; {message.path} is ignored"
+            self._event("raw_repeated", path=message.path, exposure=raw.exposure, reason=reason)
+            return reason
         off = _rotation_off(raw, self.visit)
         if off is not None and off > self.settings.rotation_tolerance:
             reason = f"rotation is {off:.2f} degrees off the announcement"
@@ -293,12 +307,32 @@ class _Life:
         done = ChildDone(key=self.key, success=success, pipeline=self.pipeline)
         if refs:
             begin = time.time()
-            handed = hand_over(self.butler, refs, Path(self.job.spool), self.key)
+            handed = self._put_in_spool(refs, success)
             self._event(
                 "handed_over", datasets=handed.datasets, bytes=handed.size, seconds=time.time() - begin
             )
             done = done.model_copy(update={"entry": handed.entry, "datasets": handed.datasets})
         return done
+
+    def _put_in_spool(self, refs: list[DatasetRef], success: bool) -> HandOver:
+        """Hand over; where the disk is full, wait for room: the outputs are safe where they are."""
+        assert self.butler is not None
+        deadline = time.monotonic() + self.settings.spool_wait
+        waiting = False
+        while True:
+            try:
+                return hand_over(self.butler, refs, Path(self.job.spool), self.key, success=success)
+            except OSError as e:
+                if e.errno not in (errno.ENOSPC, errno.EDQUOT) or time.monotonic() > deadline:
+                    raise
+                if not waiting:
+                    waiting = True
+                    reason = f"there is no room for {len(refs)} outputs in {self.job.spool}: {e.strerror}"
+                    _LOG.error("%s; they wait in the local repo.", reason)
+                    self.link.phase = "spool_full"
+                    self._event("spool_full", reason=reason)
+                    self.link.send(PermitReturn(key=self.key))
+                self._receive(_SPOOL_RETRY_SECONDS)
 
     def _permit(self, work: Any) -> None:
         """Wait until the scheduler lets this child use a processor."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["HandOver", "find_outputs", "hand_over"]
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -83,19 +84,23 @@ def find_outputs(butler: Butler, runs: Iterable[str], patterns: Sequence[str]) -
     return refs
 
 
-def hand_over(butler: Butler, refs: Sequence[DatasetRef], spool: Path, key: DetectorKey) -> HandOver:
+def hand_over(
+    butler: Butler, refs: Sequence[DatasetRef], spool: Path, key: DetectorKey, *, success: bool = True
+) -> HandOver:
     """Move outputs with their records into the spool.
 
     Parameters
     ----------
     butler : `lsst.daf.butler.Butler`
-        The child's repo; the moved files are gone from it afterwards.
+        The child's repo; the files are gone from it afterwards.
     refs : sequence of `lsst.daf.butler.DatasetRef`
         What `find_outputs` found.
     spool : `pathlib.Path`
         Root of the spool.
     key : `ppd.messages.DetectorKey`
         Whose outputs they are.
+    success : `bool`, optional
+        Whether the pipeline ran to its end.
 
     Returns
     -------
@@ -105,21 +110,22 @@ def hand_over(butler: Butler, refs: Sequence[DatasetRef], spool: Path, key: Dete
     Raises
     ------
     OSError
-        Raised if the spool can't take them; nothing is left of the entry.
+        Raised if the spool can't take them.  Nothing is left of the entry
+        and the outputs are where they were, so that it can be tried again.
     """
-    entry = f"{key.instrument}-{key.group}-{key.detector}-{key.attempt}".replace(":", "").replace("/", "_")
+    entry = key.file_name
+    sources = [Path(butler.getURI(ref).ospath) for ref in refs]
     building = spool / "building" / entry
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
         size = 0
         datasets = []
-        for number, ref in enumerate(refs):
-            source = Path(butler.getURI(ref).ospath)
+        for number, (ref, source) in enumerate(zip(refs, sources, strict=True)):
             # The number keeps names of several runs apart; the suffix tells
             # the central datastore nothing, but a person something.
-            target = building / f"{number:04d}-{source.name[-120:]}"
-            size += _move(source, target)
+            target = building / f"{number:04d}-{_tail(source.name)}"
+            size += _link(source, target)
             datasets.append(FileDataset(path=target.name, refs=ref))
         manifest = {
             "type": "pp-output",
@@ -131,16 +137,24 @@ def hand_over(butler: Butler, refs: Sequence[DatasetRef], spool: Path, key: Dete
             "datasets": [d.to_simple().model_dump(mode="json") for d in datasets],
             "runs": sorted({r.run for r in refs}),
             "bytes": size,
+            "success": success,
         }
         _write_durably(building / "manifest.json", json.dumps(manifest))
         _sync_folder(building)
         ready = spool / "ready"
         ready.mkdir(exist_ok=True)
         building.rename(ready / entry)
-        _sync_folder(ready)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
+    # From here on it is handed over, whatever happens.
+    try:
+        _sync_folder(ready)
+    except OSError as e:
+        _LOG.error("Hand-over %s may not outlive a power failure: %s", entry, e)
+    for source in sources:
+        with contextlib.suppress(OSError):
+            source.unlink()
     return HandOver(entry, len(refs), size)
 
 
@@ -177,13 +191,17 @@ def _records(butler: Butler, refs: Sequence[DatasetRef]) -> list[DimensionRecord
     return [record for element in _ELEMENTS for record in found[element].values()]
 
 
-def _move(source: Path, target: Path) -> int:
-    """Move a file, by rename where both ends share a file system; return its bytes."""
+def _tail(name: str) -> str:
+    """Cut a name to what a file's name has room for; the end tells the type."""
+    return os.fsdecode(os.fsencode(name)[-200:])
+
+
+def _link(source: Path, target: Path) -> int:
+    """Link a file, or copy it from another file system; return its bytes."""
     try:
-        source.rename(target)
+        target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
-        source.unlink()
     with target.open("rb") as stream:
         os.fsync(stream.fileno())
         return os.fstat(stream.fileno()).st_size

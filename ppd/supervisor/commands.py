@@ -1,0 +1,104 @@
+"""What ``ppdctl`` and players may ask of the supervisor, and the answers."""
+
+from __future__ import annotations
+
+__all__ = ["answer"]
+
+import logging
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from ..errors import (
+    IgnorableVisitError,
+    InvalidVisitError,
+    JournalError,
+    PpdError,
+    SpoolFullError,
+    StaleVisitError,
+)
+from ..messages import ControlReply, ControlRequest
+from .admission import DuplicateVisitError
+from .status import describe
+
+if TYPE_CHECKING:
+    from .daemon import Supervisor
+
+_LOG = logging.getLogger(__name__)
+
+# How each refusal is counted and answered; the first that fits counts.
+_REFUSALS: tuple[tuple[type[PpdError], str, str], ...] = (
+    (DuplicateVisitError, "visits_duplicate", "duplicate"),
+    (StaleVisitError, "visits_stale", "stale"),
+    (InvalidVisitError, "visits_malformed", "malformed"),
+    (IgnorableVisitError, "visits_ignored", "ignored"),
+    (SpoolFullError, "visits_refused_spool_full", "unavailable"),
+    (JournalError, "visits_refused_journal", "unavailable"),
+)
+
+
+def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
+    """Do what a request asks for.
+
+    Parameters
+    ----------
+    supervisor : `ppd.supervisor.daemon.Supervisor`
+        The supervisor.
+    request : `ppd.messages.ControlRequest`
+        The request.
+
+    Returns
+    -------
+    reply : `ppd.messages.ControlReply`
+        To be sent once the journal is durable.
+    """
+    if request.command == "submit":
+        return _submit(supervisor, request.visit)
+    if request.command == "drain":
+        supervisor.drain()
+        return ControlReply(ok=True, result={"drained": supervisor.idle()})
+    if request.command == "stop":
+        supervisor.stopping = True
+        return ControlReply(ok=True)
+    return ControlReply(ok=True, result=describe(supervisor))
+
+
+def _submit(supervisor: Supervisor, message: Any) -> ControlReply:
+    if supervisor.draining:
+        return ControlReply(ok=False, code="unavailable", error="ppd is draining and takes no visits.")
+    try:
+        entry = supervisor.admit(message)
+        _check_room(supervisor, entry.visit.identity)
+        supervisor.lifecycle.accept(entry, "control")
+    except PpdError as e:
+        for kind, name, code in _REFUSALS:
+            if isinstance(e, kind):
+                _note(supervisor, name, code, str(e))
+                return ControlReply(ok=False, code=code, error=str(e))
+        raise
+    result = {"group": entry.visit.groupId, "detectors": sorted(entry.detectors)}
+    return ControlReply(ok=True, result=result)
+
+
+def _note(supervisor: Supervisor, name: str, code: str, text: str) -> None:
+    if code == "ignored":
+        supervisor.counters.add(name)
+        _LOG.info("%s", text)
+    else:
+        supervisor.counters.error(name, "submit", text)
+        _LOG.error("Refused: %s", text)
+
+
+def _check_room(supervisor: Supervisor, identity: str) -> None:
+    """Rather take no new visit than lose old outputs."""
+    settings = supervisor.settings
+    if supervisor.spool_bytes > settings.spool_max_bytes:
+        raise SpoolFullError(
+            f"Visit {identity}: the spool holds {supervisor.spool_bytes} bytes, more than "
+            f"{settings.spool_max_bytes}; no visit is taken until it drains."
+        )
+    free = shutil.disk_usage(settings.spool_dir).free
+    if free < settings.spool_min_free:
+        raise SpoolFullError(
+            f"Visit {identity}: the file system of the spool {settings.spool_dir} has {free} bytes free, "
+            f"{settings.spool_min_free} are needed; no visit is taken until there is room."
+        )

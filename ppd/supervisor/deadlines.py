@@ -1,0 +1,80 @@
+"""How long a child may take, and how it is ended when it takes longer."""
+
+from __future__ import annotations
+
+__all__ = ["check_time", "terminate"]
+
+import contextlib
+import logging
+import os
+import signal
+import time
+
+from ..config import Settings
+from ..logs import bound
+from ..messages import NoMoreRaws
+from .table import DetectorVisit, State
+
+_LOG = logging.getLogger(__name__)
+
+_KILL_AFTER_SECONDS = 5.0
+
+
+def check_time(d: DetectorVisit, now: float, settings: Settings) -> list[NoMoreRaws]:
+    """End a child that is late, and find out whether it should stop waiting for raws.
+
+    Parameters
+    ----------
+    d : `ppd.supervisor.table.DetectorVisit`
+        A detector-visit that has a child.
+    now : `float`
+        Monotonic seconds.
+    settings : `ppd.config.Settings`
+        The time-outs.
+
+    Returns
+    -------
+    messages : `list` [ `ppd.messages.NoMoreRaws` ]
+        What to send to the child.
+    """
+    if d.terminated_at is not None:
+        if now > d.terminated_at + _KILL_AFTER_SECONDS:
+            _kill(d, signal.SIGKILL)
+    elif now > d.heard_at + settings.heartbeat_timeout:
+        terminate(d, "its child was not heard of for too long", signal.SIGKILL)
+    elif now > d.forked_at + settings.worker_timeout and d.phase != "spool_full":
+        # It took its time; another try would take it again.
+        d.may_retry = False
+        terminate(d, f"it took longer than {settings.worker_timeout:.0f} s", signal.SIGTERM)
+    elif d.state is State.READY and d.raws_until is not None and now > d.raws_until and not d.told_no_more:
+        d.told_no_more = True
+        return [NoMoreRaws(reason="the time-out for raws has passed")]
+    return []
+
+
+def terminate(d: DetectorVisit, reason: str, signum: signal.Signals) -> None:
+    """Send a child a signal that ends it; SIGKILL follows from `check_time`.
+
+    Parameters
+    ----------
+    d : `ppd.supervisor.table.DetectorVisit`
+        A detector-visit that has a child.
+    reason : `str`
+        Why, for the operator.
+    signum : `signal.Signals`
+        SIGTERM or SIGKILL.
+    """
+    d.terminated_at = d.terminated_at or time.monotonic()
+    d.termination = d.termination or reason
+    with bound(group=d.group, detector=d.detector):
+        _LOG.warning("Detector-visit %s: %s; its child gets %s.", d.key, reason, signum.name)
+    _kill(d, signum)
+
+
+def _kill(d: DetectorVisit, signum: signal.Signals) -> None:
+    if d.pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(d.pid, signum)
+    elif d.exited_at is None and signum is signal.SIGKILL:
+        # The nursery never said that it forked: there is nothing to wait for.
+        d.exited_at = time.monotonic()

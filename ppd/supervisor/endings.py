@@ -1,0 +1,148 @@
+"""What becomes of a detector-visit when its child has ended."""
+
+from __future__ import annotations
+
+__all__ = ["Endings"]
+
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..config import Settings
+from ..logs import bound
+from ..messages import ChildDone
+from .ledger import Ledger
+from .spool import find_ready
+from .table import DetectorVisit, State
+
+_LOG = logging.getLogger(__name__)
+
+# A child's last word and the news of its end come by different ways.
+_LAST_WORD_SECONDS = 1.0
+_RETRY_DELAY = 0.5
+
+
+class Endings:
+    """Decides between success, another try, failure, and the next start.
+
+    Parameters
+    ----------
+    settings : `ppd.config.Settings`
+        The configuration.
+    ledger : `ppd.supervisor.ledger.Ledger`
+        Where it is written down.
+    release : callable
+        Gives back what a detector-visit held that is over.
+    """
+
+    def __init__(self, settings: Settings, ledger: Ledger, release: Callable[[DetectorVisit], None]):
+        self._settings = settings
+        self._ledger = ledger
+        self._release = release
+        self.stopping = False
+        """Whether what is unfinished is left for the next start."""
+
+    def due(self, d: DetectorVisit, now: float) -> bool:
+        """Whether a child has ended and nothing more will be heard of it."""
+        return d.exited_at is not None and (d.done is not None or now >= d.exited_at + _LAST_WORD_SECONDS)
+
+    def settle(self, d: DetectorVisit) -> None:
+        """Decide, once the child is gone; `due` says when."""
+        shutil.rmtree(local_repo(self._settings, d), ignore_errors=True)
+        spool = Path(self._settings.spool_dir)
+        shutil.rmtree(spool / "building" / d.key.file_name, ignore_errors=True)
+        done = d.done or self._last_word(d)
+        if d.termination:
+            done = done.model_copy(update={"reason": f"{d.termination}; {done.reason}"})
+        if done.success:
+            self._succeed(d, done)
+        elif done.entry:
+            # A final failure's outputs are exported, and it stays a failure.
+            self._ledger.failed(d, done.reason, done.failure or "final")
+            d.lost_cause = done.reason
+            self._hand_over(d, done)
+        elif done.failure == "retriable" and self.stopping:
+            self._put_off(d, done.reason)
+        elif done.failure == "retriable" and done.retry and self._may_retry(d):
+            self._retry(d, done.reason)
+        else:
+            self.fail(d, done.reason, done)
+
+    def fail(self, d: DetectorVisit, reason: str, done: ChildDone | None = None) -> None:
+        """Let a detector-visit fail for good."""
+        if d.state is State.FAILED:
+            return
+        self._ledger.failed(d, reason, (done.failure if done else None) or "retriable")
+        self._release(d)
+        self._ledger.change(d, State.FAILED, reason=reason, pipeline=done.pipeline if done else None)
+
+    def _last_word(self, d: DetectorVisit) -> ChildDone:
+        """Say for a child what it could not say itself."""
+        ready = find_ready(Path(self._settings.spool_dir), d.key)
+        if ready is not None or d.exported:
+            # Killed between the hand-over and its last message: nothing is
+            # lost, and another try would make the same outputs twice.
+            success = ready.success if ready is not None else True
+            return ChildDone(
+                key=d.key,
+                success=success,
+                entry=d.key.file_name,
+                reason="",
+                failure=None if success else "final",
+            )
+        reason = f"its child ended by {_ending(d.exit_code)} while {d.phase or 'starting'}"
+        return ChildDone(key=d.key, success=False, reason=reason, failure="retriable")
+
+    def _succeed(self, d: DetectorVisit, done: ChildDone) -> None:
+        self._ledger.counters.add("succeeded")
+        with bound(group=d.group, detector=d.detector):
+            _LOG.info("Detector-visit %s succeeded; %d outputs are in the spool.", d.key, done.datasets)
+        if done.entry:
+            self._hand_over(d, done)
+        else:
+            self._release(d)
+            self._ledger.change(d, State.EXPORTED, pipeline=done.pipeline)
+            self._ledger.event(d, "exported", datasets=0)
+
+    def _hand_over(self, d: DetectorVisit, done: ChildDone) -> None:
+        self._release(d)
+        reason = d.lost_cause or None
+        state = State.HANDED_OVER
+        if d.exported:
+            # The exporter can be faster than the news of the child's end.
+            state = State.FAILED if d.lost_cause else State.EXPORTED
+        self._ledger.change(d, state, reason=reason, pipeline=done.pipeline)
+
+    def _may_retry(self, d: DetectorVisit) -> bool:
+        return d.may_retry and d.attempt <= self._settings.retries and time.time() < d.expires
+
+    def _retry(self, d: DetectorVisit, reason: str) -> None:
+        self._ledger.fault(d, "retried", reason)
+        self._ledger.event(d, "retried", reason=reason)
+        d.next_attempt(delay=_RETRY_DELAY)
+        self._ledger.change(d, State.WAITING, reason=reason)
+
+    def _put_off(self, d: DetectorVisit, reason: str) -> None:
+        with bound(group=d.group, detector=d.detector):
+            _LOG.warning("Detector-visit %s is left for the next start: %s", d.key, reason)
+        d.next_attempt(delay=0.0)
+        self._ledger.change(d, State.WAITING, reason=reason)
+
+
+def local_repo(settings: Settings, d: DetectorVisit) -> Path:
+    """Return the folder of the current attempt's local repo."""
+    return Path(settings.local_repos) / f"ppd-{d.key.file_name}"
+
+
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "an unknown cause"
+    if code < 0:
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return f"signal {-code}"
+    return f"exit code {code}"

@@ -1,0 +1,62 @@
+"""Writing down what happens: to the journal, the counters and the log, in one breath."""
+
+from __future__ import annotations
+
+__all__ = ["Ledger"]
+
+import logging
+from typing import Any
+
+from ..logs import bound
+from .counters import Counters
+from .journal import Journal
+from .table import DetectorVisit, State
+
+_LOG = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Notes changes of detector-visits wherever someone will look for them.
+
+    Parameters
+    ----------
+    journal : `ppd.supervisor.journal.Journal`
+        For restarts, and for history.
+    counters : `ppd.supervisor.counters.Counters`
+        For the operator's status.
+    """
+
+    def __init__(self, journal: Journal, counters: Counters):
+        self.journal = journal
+        self.counters = counters
+
+    def change(
+        self, d: DetectorVisit, state: State, *, reason: str | None = None, pipeline: str | None = None
+    ) -> None:
+        """Change the state of a detector-visit."""
+        d.state = state
+        d.reason = reason or ""
+        self.journal.state(
+            d.instrument,
+            d.group,
+            d.detector,
+            state.value,
+            attempt=d.attempt,
+            pipeline=pipeline,
+            reason=reason,
+        )
+
+    def event(self, d: DetectorVisit, name: str, when: float | None = None, /, **detail: Any) -> None:
+        """Note that something happened to a detector-visit, by default just now."""
+        self.journal.event(d.instrument, d.group, d.detector, name, {"attempt": d.attempt, **detail}, when)
+
+    def fault(self, d: DetectorVisit, kind: str, reason: str) -> None:
+        """Count a fault of a detector-visit and log it as an error."""
+        self.counters.error(kind, str(d.key), reason)
+        with bound(group=d.group, detector=d.detector):
+            _LOG.error("Detector-visit %s, %s: %s", d.key, kind.replace("_", " "), reason)
+
+    def failed(self, d: DetectorVisit, reason: str, failure: str) -> None:
+        """Note that a detector-visit has failed for good; its state changes separately."""
+        self.fault(d, "failed", reason)
+        self.event(d, "failed", reason=reason, failure=failure)

@@ -1,0 +1,183 @@
+"""Keeping a nursery alive: start, restart with back-off, orphans reaped."""
+
+from __future__ import annotations
+
+__all__ = ["NurseryKeeper"]
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import time
+from typing import Any
+
+import psutil
+
+from ..config import Settings
+from ..errors import ConfigurationError
+from ..messages import Exited, ForkRequest, NurseryReady, SetupFailed
+from .nursery_client import NurseryClient
+
+_LOG = logging.getLogger(__name__)
+
+_PR_SET_CHILD_SUBREAPER = 36
+_START_SECONDS = 120.0
+_MAX_DELAY = 30.0
+# A nursery that lived this long was a good one: the next delay is short again.
+_GOOD_SECONDS = 60.0
+_ORPHAN_GRACE = 5.0
+
+
+class NurseryKeeper:
+    """The supervisor's nursery: there is one, or there will soon be.
+
+    Parameters
+    ----------
+    settings : `ppd.config.Settings`
+        The configuration.
+    """
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self.ready = False
+        self.trouble: str | None = None
+        """Why there is none; for the operator."""
+        self._failures = 0
+        self._restart_at: float | None = None
+        self._orphans: dict[int, float] = {}
+        # Children of a nursery that has died come to us: nobody else would
+        # reap them, least of all in a container where we are process 1.
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._begin()
+
+    def await_ready(self, interrupted: Any) -> NurseryReady:
+        """Wait for the first nursery.
+
+        Parameters
+        ----------
+        interrupted : callable
+            Tells whether to give up.
+
+        Returns
+        -------
+        ready : `ppd.messages.NurseryReady`
+            What it has built.
+
+        Raises
+        ------
+        ppd.errors.ConfigurationError
+            Raised if it can't be had: what is wrong will not go away.
+        KeyboardInterrupt
+            Raised if interrupted.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            for message in self._client.receive():
+                if isinstance(message, SetupFailed):
+                    raise ConfigurationError(message.reason)
+                if isinstance(message, NurseryReady):
+                    self._is_ready(message)
+                    return message
+            if not self._client.alive():
+                raise ConfigurationError("The nursery ended before it was ready; its error is in the log.")
+            if interrupted():
+                raise KeyboardInterrupt
+            time.sleep(0.02)
+        raise ConfigurationError(f"The nursery was not ready in {_START_SECONDS:.0f} s.")
+
+    @property
+    def pid(self) -> int:
+        """Process ID of the last nursery."""
+        return self._client.pid
+
+    def fileno(self) -> int:
+        """Descriptor that becomes readable when the nursery says something; it changes with a restart."""
+        return self._client.fileno()
+
+    def fork(self, request: ForkRequest) -> bool:
+        """Ask for a child; `False`: there is no nursery now."""
+        if self.ready:
+            self._client.send(request)
+        return self.ready
+
+    def flush(self) -> None:
+        """Write what the pipe takes now."""
+        self._client.flush()
+
+    def receive(self) -> list[Any]:
+        """Return what the nursery has said, and the ends of orphans as if it had."""
+        messages = self._client.receive()
+        for message in messages:
+            if isinstance(message, NurseryReady):
+                self._is_ready(message)
+            elif isinstance(message, SetupFailed):
+                self.trouble = message.reason
+        return [*messages, *self._reap_orphans()]
+
+    def check(self) -> set[int] | None:
+        """Look after the nursery.
+
+        Returns
+        -------
+        orphans : `set` [ `int` ] or `None`
+            Children that a nursery has left which has just ended; `None`:
+            nothing happened.
+        """
+        now = time.monotonic()
+        if self._restart_at is not None:
+            if now >= self._restart_at:
+                self._restart_at = None
+                self._begin()
+            return None
+        if self._client.alive():
+            if not self.ready and now > self._begun + _START_SECONDS:
+                _LOG.error("The nursery was not ready in %.0f s; it is killed.", _START_SECONDS)
+                self._client.kill()
+            return None
+        return self._lost(now)
+
+    def stop(self, timeout: float) -> None:
+        """End the nursery and all children; bounded."""
+        self._restart_at = None
+        self._client.stop(timeout)
+        deadline = time.monotonic() + _ORPHAN_GRACE
+        while self._orphans and time.monotonic() < deadline:
+            self._reap_orphans()
+            time.sleep(0.02)
+
+    def _begin(self) -> None:
+        self._begun = time.monotonic()
+        self._client = NurseryClient(self._settings)
+
+    def _is_ready(self, message: NurseryReady) -> None:
+        self.ready, self.trouble = True, None
+        _LOG.info("The nursery (pid %d) is ready after %.1f s.", message.pid, message.seconds)
+
+    def _lost(self, now: float) -> set[int]:
+        self._failures = 0 if now > self._begun + _GOOD_SECONDS else self._failures + 1
+        delay = min(_MAX_DELAY, 2.0 ** (self._failures - 1)) if self._failures > 1 else 0.0
+        self.ready = False
+        self.trouble = self.trouble or "the nursery ended unasked"
+        _LOG.error("The nursery (pid %d) is gone; a new one starts in %.0f s.", self.pid, delay)
+        self._client.close()
+        self._restart_at = now + delay
+        # The kernel has sent SIGTERM to its children and given them to us.
+        found = {p.pid for p in psutil.Process().children()} - {self.pid}
+        self._orphans.update(dict.fromkeys(found, now))
+        return found
+
+    def _reap_orphans(self) -> list[Exited]:
+        ended = []
+        for pid, since in list(self._orphans.items()):
+            try:
+                done, status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                done, status = pid, 0
+            if done:
+                del self._orphans[pid]
+                ended.append(Exited(key=None, pid=pid, code=os.waitstatus_to_exitcode(status)))
+            elif time.monotonic() > since + _ORPHAN_GRACE:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        return ended

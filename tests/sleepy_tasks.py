@@ -1,0 +1,47 @@
+"""A task that takes its time, so that a test can do something to its process meanwhile."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lsst.pipe.base.connectionTypes as cT
+from lsst.pex.config import Field
+from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct
+
+_DIMENSIONS = ("instrument", "exposure", "detector")
+
+
+class SleepConnections(PipelineTaskConnections, dimensions=_DIMENSIONS):
+    """Connections of `SleepTask`."""
+
+    image = cT.Input(
+        doc="Image.", name="post_isr_image", storageClass="MaskedImageV2", dimensions=_DIMENSIONS
+    )
+    slept = cT.Output(
+        doc="How long, and who.", name="slept", storageClass="StructuredDataDict", dimensions=_DIMENSIONS
+    )
+
+
+class SleepConfig(PipelineTaskConfig, pipelineConnections=SleepConnections):
+    """Config of `SleepTask`."""
+
+    flags = Field[str](doc="Folder for a file that says that it has begun.", default="")
+    seconds = Field[float](doc="How long to sleep.", default=1.0)
+
+
+class SleepTask(PipelineTask):
+    """Says that it has begun, and sleeps; a second one in the same folder does not."""
+
+    ConfigClass = SleepConfig
+    _DefaultName = "sleep"
+
+    def run(self, image: Any) -> Struct:
+        flags = Path(self.config.flags)
+        first = not any(flags.iterdir())
+        (flags / str(os.getpid())).touch()
+        if first:
+            time.sleep(self.config.seconds)
+        return Struct(slept={"pid": os.getpid(), "first": first})
