@@ -51,9 +51,10 @@ class NurseryClient:
         # A library that starts threads of its own in the nursery would make
         # the fork unsafe, and one processor is what a child gets anyway.
         environment.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-        # A module's name tells nobody which daemon's nursery this is.
-        environment["PPD_STATE_DIR"] = str(settings.state_dir)
+        # Arrow's allocator would start one when it is imported.
+        environment["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
         self._process = subprocess.Popen(
+            # The state directory tells people whose nursery this is.
             [sys.executable, "-m", "ppd.workers.nursery", str(settings.state_dir)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -154,7 +154,7 @@ class _Life:
             if stored:
                 raise FinalError("an earlier attempt has stored its sources in the APDB")
         self._permit("main")
-        self.link.phase = "main"
+        self.link.enter("main")
         self._event("main_start")
         where = (
             f"instrument='{self.key.instrument}' AND detector={self.key.detector} "
@@ -215,7 +215,7 @@ class _Life:
         if not self.job.preprocessing:
             return
         self._permit("preprocess")
-        self.link.phase = "preprocess"
+        self.link.enter("preprocess")
         self._event("preprocess_start")
         where = (
             f"instrument='{self.key.instrument}' AND detector={self.key.detector} "
@@ -255,7 +255,7 @@ class _Life:
 
     def _take_raws(self) -> list[str]:
         """Take raws until all expected are here or the supervisor says enough."""
-        self.link.phase = "waiting_raws"
+        self.link.enter("waiting_raws")
         self.link.send(PermitReturn(key=self.key))
         refused: list[str] = []
         deadline = time.monotonic() + self.settings.worker_timeout
@@ -301,7 +301,7 @@ class _Life:
 
     def _hand_over(self, *, success: bool) -> ChildDone:
         assert self.butler is not None
-        self.link.phase = "handing_over"
+        self.link.enter("handing_over")
         runs = self.job.runs.values()
         refs = find_outputs(self.butler, runs, self.settings.export_types)
         done = ChildDone(key=self.key, success=success, pipeline=self.pipeline)
@@ -329,14 +329,14 @@ class _Life:
                     waiting = True
                     reason = f"there is no room for {len(refs)} outputs in {self.job.spool}: {e.strerror}"
                     _LOG.error("%s; they wait in the local repo.", reason)
-                    self.link.phase = "spool_full"
+                    self.link.enter("spool_full")
                     self._event("spool_full", reason=reason)
                     self.link.send(PermitReturn(key=self.key))
                 self._receive(_SPOOL_RETRY_SECONDS)
 
     def _permit(self, work: Any) -> None:
         """Wait until the scheduler lets this child use a processor."""
-        self.link.phase = f"queued_{work}"
+        self.link.enter(f"queued_{work}")
         self.link.send(PermitRequest(key=self.key, work=work))
         deadline = time.monotonic() + self.settings.worker_timeout
         held = []

@@ -55,10 +55,19 @@ class ChildLink:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 2000)
-        self._socket.setsockopt(zmq.IDENTITY, str(key).encode())
+        # With a limit, the link's thread would wait in `send` for a supervisor
+        # that is gone.
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        # An identity has 255 bytes at most; the end tells attempts apart.
+        self._socket.setsockopt(zmq.IDENTITY, str(key).encode()[-200:])
         self._socket.connect(endpoint)
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
         self._thread.start()
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase; the supervisor knows of it at once."""
+        self.phase = phase
+        self.send(ChildHeartbeat(key=self._key, phase=phase))
 
     def send(self, message: pydantic.BaseModel) -> None:
         """Send a message; returns at once."""

@@ -1,0 +1,73 @@
+"""What a child can reach: its own repo and the cache, and nothing of the central repo."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import psutil
+import pytest
+from observatory import Observatory, identity, running, sleepers, wait_for, write_sleepy
+
+pytestmark = pytest.mark.night
+
+
+def test_no_child_holds_a_connection_to_central(
+    observatory: Observatory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The environment as prompt_processing has it; the supervisor knows, the children don't.
+    secrets = {
+        "CENTRAL_REPO": str(tmp_path / "central"),
+        "READ_CENTRAL_REPO": str(tmp_path / "central"),
+        "PGPASSWORD": "central-password",
+        "PPD_CONFIG": str(tmp_path / "ppd.yaml"),
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    main = write_sleepy(tmp_path / "sleepy", 60.0)
+    with running(observatory, tmp_path, main=(main,)) as ppd:
+        ppd.good_visit("watched", 2)
+        assert ppd.submit(groupId="waiting", detector=3).ok
+        (busy,) = wait_for(lambda: sleepers(tmp_path / "sleepy"), 30.0, "a child to sleep")
+        wait_for(lambda: ppd.states("waiting") == {"ready": 1}, 30.0, "a child to wait for its raw")
+        pids = {c["pid"] for c in ppd.status()["children"]}
+        assert len(pids) == 2
+        assert busy in pids
+        nursery = psutil.Process(busy).ppid()
+        for pid in (*pids, nursery):
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            assert str(ppd.central).encode() not in environment
+            assert b"central-password" not in environment
+            files = _open_files(pid)
+            assert not [f for f in files if f.startswith(str(ppd.central))], files
+            memory = Path(f"/proc/{pid}/maps").read_text()
+            assert str(ppd.central) not in memory
+            assert not psutil.Process(pid).net_connections("inet")
+        # It holds what it should: its own registry, and its line to the supervisor.
+        assert any(f.endswith("gen3.sqlite3") and "/local/" in f for f in _open_files(busy))
+        assert psutil.Process(nursery).num_threads() == 1
+        # The test can tell: the supervisor does hold the central registry.
+        assert ppd.process is not None
+        assert any(f.startswith(str(ppd.central)) for f in _open_files(ppd.process.pid))
+        os.kill(busy, 9)
+        ppd.await_state("watched", exported=1)
+        ppd.drop(observatory.raw(3, **identity("waiting")), 3, "waiting")
+        ppd.await_state("waiting", exported=1)
+
+
+def test_sockets_are_the_owners_alone(observatory: Observatory, tmp_path: Path) -> None:
+    with running(observatory, tmp_path) as ppd:
+        assert stat.S_IMODE(ppd.settings.socket_dir.stat().st_mode) == 0o700
+        (cache,) = ppd.settings.shm_dir.glob("ppd-DemoCam-*")
+        assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+
+
+def _open_files(pid: int) -> list[str]:
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(str(link.readlink()))
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    return found
