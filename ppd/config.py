@@ -282,6 +282,9 @@ class Settings(_Frozen):
     initialize_automatically: bool = False
     """Whether the supervisor does ppd-init's work itself when a new day or deployment begins."""
 
+    child_log_days: _Count = 7
+    """For how many days of work the children's logs are kept."""
+
     log_level: _Level = "INFO"
     """Level of ppd's and the middleware's log."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from lsst.sphgeom import LonLat, UnitVector3d
 
 from ppd.focalplane import DetectorOutline, FocalPlane
+from ppd.instruments.description import find_description
 
 LSSTCAM = Path(__file__).parents[2] / "shared" / "lsstcam"
 
@@ -71,26 +71,16 @@ def test_lsstcam_registry(tmp_path: Path) -> None:
     """Centroids agree with the observatory's own regions to 0.04 arcsec."""
     from lsst.daf.butler import Butler
 
-    with (LSSTCAM / "detectors.csv").open() as stream:
-        outlines = [
-            DetectorOutline(
-                id=int(row["id"]),
-                name=row["name"],
-                nx=int(row["nx"]),
-                ny=int(row["ny"]),
-                **{f"{k}": float(row[f"{k}_mm"]) for k in ("x_min", "y_min", "x_max", "y_max")},
-            )
-            for row in csv.DictReader(stream)
-        ]
-    camera = FocalPlane(
-        detectors=tuple(outlines), scale=20.005867576692737, radial=(-8.33713991e-9, -1.41389858e-15)
-    )
+    camera = find_description("LSSTCam").focal_plane
     regions = camera.regions(225.85827927603876, -38.6275010948895, 357.9606420320256)
     repo = shutil.copytree(LSSTCAM / "central_repo", tmp_path / "repo")
     with Butler.from_config(str(repo), writeable=False) as butler:
         found = butler.query_dimension_records(
             "visit_detector_region", instrument="LSSTCam", visit=2025052100138
         )
+        outlines = {
+            r.id: r.full_name for r in butler.query_dimension_records("detector", instrument="LSSTCam")
+        }
         worst = max(
             _separation(r.region.getCentroid(), regions[r.detector].getCentroid())
             for r in found
@@ -98,3 +88,5 @@ def test_lsstcam_registry(tmp_path: Path) -> None:
         )
     assert len(regions) == 189
     assert worst < 0.05
+    # The names are the registry's too.
+    assert all(outlines[d.id] == d.name for d in camera.detectors)

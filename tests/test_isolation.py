@@ -10,6 +10,8 @@ import psutil
 import pytest
 from observatory import Observatory, identity, running, sleepers, wait_for, write_sleepy
 
+from ppd.cache.place import place_name
+
 pytestmark = pytest.mark.night
 
 
@@ -59,7 +61,7 @@ def test_no_child_holds_a_connection_to_central(
 def test_sockets_are_the_owners_alone(observatory: Observatory, tmp_path: Path) -> None:
     with running(observatory, tmp_path) as ppd:
         assert stat.S_IMODE(ppd.settings.socket_dir.stat().st_mode) == 0o700
-        (cache,) = ppd.settings.shm_dir.glob("ppd-DemoCam-*")
+        cache = ppd.settings.shm_dir / place_name("DemoCam", ppd.settings.state_dir)
         assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
 

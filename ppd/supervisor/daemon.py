@@ -10,6 +10,7 @@ __all__ = ["EXIT_LEFT_WORK", "Supervisor", "run"]
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import signal
@@ -29,6 +30,7 @@ from ..messages import ControlReply, ControlRequest, MessageError, decode, encod
 from ..sources.directory import Candidate, DirectorySource
 from .admission import admit
 from .central import CentralReader, Resolved
+from .child_logs import prune_logs
 from .commands import answer
 from .counters import Counters
 from .exporter import Exported, Exporter, Undeliverable
@@ -50,6 +52,7 @@ EXIT_LEFT_WORK = 6
 
 _TICK_MS = 100
 _SPOOL_CHECK_SECONDS = 1.0
+_LOG_CHECK_SECONDS = 3600.0
 
 
 class Supervisor:
@@ -75,7 +78,7 @@ class Supervisor:
         self.spool_bytes = 0
         self._signals: list[int] = []
         self._answers: list[tuple[list[bytes], ControlReply]] = []
-        self._spool_checked = 0.0
+        self._spool_checked = self._logs_checked = -math.inf
         self._undo = contextlib.ExitStack()
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda s, _: self._signals.append(s))
@@ -200,6 +203,7 @@ class Supervisor:
                 self._take_control,
                 self.lifecycle.turn,
                 self._check_spool,
+                self._check_logs,
                 self.nursery.flush,
                 self.journal.commit,
                 self._send_answers,
@@ -341,6 +345,12 @@ class Supervisor:
         if now > self._spool_checked + _SPOOL_CHECK_SECONDS:
             self._spool_checked = now
             self.spool_bytes = used_bytes(self.settings.spool_dir)
+
+    def _check_logs(self) -> None:
+        now = time.monotonic()
+        if now > self._logs_checked + _LOG_CHECK_SECONDS:
+            self._logs_checked = now
+            prune_logs(self.settings.state_dir, self.settings.child_log_days)
 
 
 def run(settings: Settings) -> int:

@@ -35,6 +35,7 @@ from ..messages import (
 )
 from ..sources.directory import Candidate
 from .central import CentralReader, Released, Resolve, Resolved
+from .child_logs import log_file
 from .deadlines import check_time, terminate
 from .endings import Endings, local_repo
 from .exporter import Exported, Undeliverable
@@ -352,7 +353,7 @@ class Lifecycle:
             endpoint=self.endpoint,
             local_repo=str(local_repo(self.settings, d)),
             spool=str(self.settings.spool_dir),
-            log_file=str(self.settings.state_dir / "logs" / f"{d.key.file_name}.log"),
+            log_file=str(log_file(self.settings.state_dir, entry.day_obs, d.key)),
         )
 
     def _note_raw(self, d: DetectorVisit, candidate: Candidate) -> None:

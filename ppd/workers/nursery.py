@@ -134,9 +134,14 @@ def main() -> int:
         description = find_description(settings.instrument, settings.instrument_description)
         _import_early(_PRELOAD if settings.apdb_config is None else (*_PRELOAD, *_PRELOAD_APDB))
         load_translators()
-        importlib.import_module(description.raw_formatter.rpartition(".")[0])
-    except (ConfigurationError, ImportError) as e:
-        pipe.send(SetupFailed(reason=str(e)))
+        _import_formatter(description)
+    except Exception as e:
+        # Task modules and configs are other people's code: anything may come.
+        reason = str(e)
+        if not isinstance(e, ConfigurationError):
+            _LOG.exception("The nursery can't be set up.")
+            reason = f"{type(e).__name__}: {e}"
+        pipe.send(SetupFailed(reason=reason))
         return 2
     threads = sum(1 for _ in Path("/proc/self/task").iterdir())
     if threads > 1:
@@ -155,6 +160,16 @@ def _import_early(modules: Iterable[str]) -> None:
             importlib.import_module(module)
         except ModuleNotFoundError as e:
             _LOG.info("Not imported before the fork: %s", e)
+
+
+def _import_formatter(description: InstrumentDescription) -> None:
+    name = description.raw_formatter
+    try:
+        importlib.import_module(name.rpartition(".")[0])
+    except ImportError as e:
+        raise ConfigurationError(
+            f"Raws of {description.name} are read by {name}, which is not installed here: {e}."
+        ) from e
 
 
 def _first_message(pipe: _Pipe) -> NurserySetup | None:
