@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["choose_place", "remove_place"]
+__all__ = ["choose_place", "place_name", "remove_place"]
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -47,28 +48,38 @@ def choose_place(
     SharedMemoryError
         Raised if no candidate can be used; the message says why for each.
     """
-    digest = hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:8]
-    name = f"ppd-{instrument}-{digest}"
+    name = place_name(instrument, state_dir)
+    parents = [parent for parent in (shm_dir, fallback) if parent is not None]
+    # Before free bytes are counted: a cache that a crash has left takes room,
+    # also where the new one does not go.
+    for parent in parents:
+        remove_place(parent / name)
     faults: list[str] = []
-    for parent in (shm_dir, fallback):
-        if parent is None:
-            faults.append("no fall-back directory is configured (shm_fallback)")
-            continue
-        fault = _fault(parent, min_free, create=parent is fallback)
-        if fault:
-            faults.append(fault)
-            continue
-        if parent is not shm_dir:
-            _LOG.warning("Shared memory can't be used (%s); the cache goes to %s.", "; ".join(faults), parent)
-        place = parent / name
-        remove_place(place)
-        place.mkdir(mode=0o700)
-        return place
+    for parent in parents:
+        fault = _fault(parent, min_free, create=parent is not shm_dir) or _make(parent / name)
+        if fault is None:
+            if faults:
+                _LOG.warning(
+                    "Shared memory can't be used (%s); the cache goes to %s.", "; ".join(faults), parent
+                )
+            return parent / name
+        faults.append(fault)
+    if fallback is None:
+        faults.append("no fall-back directory is configured (shm_fallback)")
     raise SharedMemoryError("No place for the cache: " + "; ".join(faults) + ".")
+
+
+def place_name(instrument: str, state_dir: Path) -> str:
+    """Name of the cache's folder; no other supervisor's on this machine has it."""
+    digest = hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:8]
+    return f"ppd-{instrument}-{digest}"
 
 
 def remove_place(place: Path) -> None:
     """Remove the cache's folder and all that is in it."""
+    with contextlib.suppress(OSError):
+        if place.is_symlink() or place.is_file():
+            place.unlink()
     shutil.rmtree(place, ignore_errors=True)
 
 
@@ -78,11 +89,22 @@ def _fault(parent: Path, min_free: int, create: bool) -> str | None:
             parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             return f"{parent} can't be made: {e.strerror}"
-    if not parent.is_dir():
-        return f"{parent} does not exist"
+    try:
+        if not parent.is_dir():
+            return f"{parent} is not a directory" if parent.exists() else f"{parent} does not exist"
+        free = shutil.disk_usage(parent).free
+    except OSError as e:
+        return f"{parent} can't be looked at: {e.strerror}"
     if not os.access(parent, os.W_OK | os.X_OK):
         return f"{parent} is not writable"
-    free = shutil.disk_usage(parent).free
     if free < min_free:
         return f"{parent} has {free / 2**20:.0f} MiB free, {min_free / 2**20:.0f} MiB are needed"
+    return None
+
+
+def _make(place: Path) -> str | None:
+    try:
+        place.mkdir(mode=0o700)
+    except OSError as e:
+        return f"{place} can't be made: {e.strerror}"
     return None

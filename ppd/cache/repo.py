@@ -10,26 +10,28 @@ from __future__ import annotations
 
 __all__ = ["CacheRepo", "CacheStatistics", "site_formatters"]
 
+import contextlib
 import dataclasses
 import errno
 import logging
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import sqlalchemy.exc
 from lsst.daf.butler import (
     Butler,
     ButlerConfig,
     CollectionType,
     Config,
+    DataCoordinate,
     DatasetRef,
     DatasetType,
     DimensionRecord,
     Timespan,
 )
-from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ..errors import SharedMemoryError
 
@@ -89,7 +91,8 @@ class CacheRepo:
         self.max_bytes = max_bytes
         self._held: dict[uuid.UUID, _Held] = {}
         self._leases: dict[str, frozenset[uuid.UUID]] = {}
-        self._certified: dict[tuple[str, uuid.UUID], Timespan] = {}
+        # Of one data ID, all are in one collection and none overlaps another.
+        self._certified: dict[tuple[str, DataCoordinate], dict[uuid.UUID, tuple[str, Timespan]]] = {}
         self._chains: dict[str, tuple[str, ...]] = {}
         self._collections: set[str] = set()
         self._generation = 0
@@ -189,13 +192,16 @@ class CacheRepo:
         Raises
         ------
         FileNotFoundError
-            Raised if a dataset is in the registry and its file is gone.
+            Raised if a dataset is in the registry and its file is gone;
+            nothing was fetched.
         SharedMemoryError
-            Raised if the cache's file system is full and nothing can go.
+            Raised if the cache's file system is full and nothing can go;
+            nothing was fetched.
         """
-        now = time.time()
+        now = time.monotonic()
+        wanted = {ref.id: ref for ref in refs}
         missing = []
-        for ref in refs:
+        for ref in wanted.values():
             held = self._held.get(ref.id)
             if held is None:
                 missing.append(ref)
@@ -204,24 +210,27 @@ class CacheRepo:
                 held.lasting |= ref.id in lasting
         if not missing:
             return 0
-        try:
-            self._transfer(central, missing)
-        except OSError as e:
-            if e.errno != errno.ENOSPC or not self._evict(self.max_bytes // 2):
-                if e.errno == errno.ENOSPC:
-                    raise SharedMemoryError(f"The cache's file system is full: {self.place}.") from e
-                raise
-            self._transfer(central, missing)
+        while True:
+            try:
+                with self._full_is_an_error():
+                    sizes = self._transfer(central, missing)
+                break
+            except SharedMemoryError:
+                # The limit may be more than the file system has.
+                if not self._evict(self._bytes_held() // 2, keep=wanted.keys()):
+                    raise
         for ref in missing:
-            size = self._size(ref)
-            self._fetched += size
-            self._held[ref.id] = _Held(ref, size, now, ref.id in lasting)
+            self._fetched += sizes[ref.id]
+            self._held[ref.id] = _Held(ref, sizes[ref.id], now, ref.id in lasting)
         self._changed = True
-        self._evict(self.max_bytes, keep=frozenset(ref.id for ref in missing))
+        self._evict(self.max_bytes, keep=wanted.keys())
         return len(missing)
 
     def certify(self, collection: str, ref: DatasetRef, timespan: Timespan) -> None:
         """Certify a calib as central has it.
+
+        What was certified before of the same detector (or filter) stays only
+        where it does not contradict: central may have changed its mind.
 
         Parameters
         ----------
@@ -232,22 +241,17 @@ class CacheRepo:
         timespan : `lsst.daf.butler.Timespan`
             Its validity range in central.
         """
-        known = self._certified.get((collection, ref.id))
-        if known == timespan:
+        known = self._certified.setdefault((ref.datasetType.name, ref.dataId), {})
+        if known.get(ref.id) == (collection, timespan):
             return
         registry = self.butler.registry
-        try:
-            registry.certify(collection, [ref], timespan)
-        except ConflictingDefinitionError:
-            # Central has certified another dataset for this time since;
-            # what it says now is what holds.
-            registry.decertify(collection, ref.datasetType, timespan, dataIds=[ref.dataId])
-            registry.certify(collection, [ref], timespan)
-            for other, held in list(self._held.items()):
-                same = held.ref.datasetType == ref.datasetType and held.ref.dataId == ref.dataId
-                if same and other != ref.id:
-                    self._certified.pop((collection, other), None)
-        self._certified[collection, ref.id] = timespan
+        for other, (where, span) in list(known.items()):
+            # One in a collection that is searched earlier would hide this one.
+            if other == ref.id or where != collection or span.overlaps(timespan):
+                registry.decertify(where, ref.datasetType, span, dataIds=[ref.dataId])
+                del known[other]
+        registry.certify(collection, [ref], timespan)
+        known[ref.id] = (collection, timespan)
         self._changed = True
 
     def lease(self, holder: str, ids: Iterable[uuid.UUID]) -> Path:
@@ -264,11 +268,17 @@ class CacheRepo:
         -------
         snapshot : `pathlib.Path`
             SQLite file that does not change while the lease lasts.
+
+        Raises
+        ------
+        SharedMemoryError
+            Raised if the cache's file system has no room for the copy.
         """
-        self._leases[holder] = frozenset(ids)
         if self._changed or self._snapshot is None:
-            self._take_snapshot()
+            with self._full_is_an_error():
+                self._take_snapshot()
         assert self._snapshot is not None
+        self._leases[holder] = frozenset(ids)
         self._snapshot_users.setdefault(self._snapshot, set()).add(holder)
         return self._snapshot
 
@@ -285,31 +295,55 @@ class CacheRepo:
         """Say how full the cache is."""
         return CacheStatistics(
             datasets=len(self._held),
-            bytes_held=sum(h.size for h in self._held.values()),
+            bytes_held=self._bytes_held(),
             bytes_fetched=self._fetched,
             evicted=self._evicted,
             leases=len(self._leases),
         )
 
-    def _transfer(self, central: Butler, refs: list[DatasetRef]) -> None:
-        self.butler.transfer_from(
-            central,
-            refs,
-            transfer="copy",
-            skip_missing=False,
-            register_dataset_types=True,
-            transfer_dimensions=True,
-        )
+    def _bytes_held(self) -> int:
+        return sum(h.size for h in self._held.values())
+
+    @contextlib.contextmanager
+    def _full_is_an_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as e:
+            if not _is_full(e):
+                raise
+            raise SharedMemoryError(f"The cache's file system is full: {self.place}.") from e
+
+    def _transfer(self, central: Butler, refs: list[DatasetRef]) -> dict[uuid.UUID, int]:
+        """Copy all of them, or none, and tell their sizes."""
+        try:
+            self.butler.transfer_from(
+                central,
+                refs,
+                transfer="copy",
+                skip_missing=False,
+                register_dataset_types=True,
+                transfer_dimensions=True,
+            )
+        except ExceptionGroup as group:
+            # One error for each file that could not be copied.
+            errors = group.exceptions
+            raise next((e for e in errors if _is_full(e)), errors[0]) from group
+        try:
+            return {ref.id: self._size(ref) for ref in refs}
+        except FileNotFoundError:
+            # Central's registry knows it and its datastore does not.
+            self.butler.pruneDatasets(refs, disassociate=True, unstore=True, purge=True)
+            raise
 
     def _size(self, ref: DatasetRef) -> int:
         primary, components = self.butler.getURIs(ref)
         uris = [primary] if primary is not None else list(components.values())
         return sum(Path(uri.ospath).stat().st_size for uri in uris)
 
-    def _evict(self, limit: int, keep: frozenset[uuid.UUID] = frozenset()) -> bool:
+    def _evict(self, limit: int, keep: Collection[uuid.UUID]) -> bool:
         """Evict the least recently used until ``limit`` bytes are held."""
-        total = sum(h.size for h in self._held.values())
-        leased = frozenset[uuid.UUID]().union(*self._leases.values()) | keep
+        total = self._bytes_held()
+        leased = frozenset(keep).union(*self._leases.values())
         victims = []
         for held in sorted(self._held.values(), key=lambda h: (h.lasting, h.used)):
             if total <= limit:
@@ -318,13 +352,13 @@ class CacheRepo:
                 victims.append(held.ref)
                 total -= held.size
         if victims:
-            self.butler.pruneDatasets(victims, disassociate=True, unstore=True, purge=True)
-            gone = {ref.id for ref in victims}
-            for dataset_id in gone:
-                del self._held[dataset_id]
-            self._certified = {k: t for k, t in self._certified.items() if k[1] not in gone}
-            self._evicted += len(victims)
+            for ref in victims:
+                del self._held[ref.id]
+                self._certified.get((ref.datasetType.name, ref.dataId), {}).pop(ref.id, None)
             self._changed = True
+            with self._full_is_an_error():
+                self.butler.pruneDatasets(victims, disassociate=True, unstore=True, purge=True)
+            self._evicted += len(victims)
             _LOG.info("Evicted %d datasets from the cache; %d bytes are held.", len(victims), total)
         return bool(victims)
 
@@ -337,6 +371,9 @@ class CacheRepo:
         target = sqlite3.connect(path)
         try:
             source.backup(target)
+        except BaseException:
+            path.unlink()
+            raise
         finally:
             target.close()
             source.close()
@@ -382,6 +419,15 @@ def site_formatters(uri: str) -> dict[str, object]:
         if own:
             return Config(own).toDict()
     return {}
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether an error says that there is no room."""
+    if isinstance(error, sqlalchemy.exc.DBAPIError) and isinstance(error.orig, Exception):
+        error = error.orig
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _store_config(formatters: Mapping[str, object] | None) -> Config:

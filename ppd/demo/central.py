@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["build_apdb", "build_central", "known_movers"]
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,9 @@ from lsst.daf.butler import Butler, CollectionType, Config, DatasetType, Timespa
 from .calibs import Calibs, camera_dict, measure_calibs, spoil
 from .camera import CAMERA, INSTRUMENT, focal_plane
 from .democam import DemoCam
-from .sky import Sky
-from .skymap import SKYMAP, insert_skymap, make_patches, skymap_dict
-from .templates import make_refcat, make_template
+from .sky import BANDS, Sky
+from .skymap import SKYMAP, Patch, insert_skymap, make_patches, skymap_dict
+from .templates import TemplatePixels, draw_template, make_refcat, make_template
 
 REFCAT = "demo_stars_2026"
 """Dataset type of the reference catalog."""
@@ -40,9 +40,17 @@ _TEMPLATES = f"{INSTRUMENT}/templates/2026a"
 _EPHEMERIDES = f"{INSTRUMENT}/ephemerides"
 _REFCATS = f"refcats/{REFCAT}"
 
+type _Job = tuple[Sky, Patch, str, int, float]
+type _Draw = Callable[[Callable[[_Job], TemplatePixels], Sequence[_Job]], Iterator[TemplatePixels]]
+
 
 def build_central(
-    root: Path, skies: Sequence[Sky], fields_and_bands: Iterable[tuple[str, str]], seed: int, night_mjd: float
+    root: Path,
+    skies: Sequence[Sky],
+    fields_and_bands: Iterable[tuple[str, str]],
+    seed: int,
+    night_mjd: float,
+    draw: _Draw = map,
 ) -> None:
     """Make the central repo as it is before the night.
 
@@ -58,7 +66,19 @@ def build_central(
         Seed of the simulation.
     night_mjd : `float`
         Time of the night, MJD.
+    draw : callable, optional
+        As `map`; that of a pool of processes draws templates while this one
+        does the rest.
     """
+    wanted = set(fields_and_bands)
+    jobs = [
+        (sky, patch, band, seed, night_mjd)
+        for sky in skies
+        for band in BANDS
+        if (sky.field.name, band) in wanted
+        for patch in make_patches(sky.field)
+    ]
+    drawn = draw(_draw_template, jobs)
     with Butler.from_config(Butler.makeRepo(str(root), config=_repo_config()), writeable=True) as butler:
         DemoCam().register(butler.registry)
         insert_skymap(butler)
@@ -76,14 +96,12 @@ def build_central(
             butler.collections.register(run)
         _put_calibs(butler, seed, night_mjd)
         butler.put(skymap_dict(), "skyMap", skymap=SKYMAP, run="skymaps")
-        wanted = set(fields_and_bands)
-        for sky in skies:
-            for band in ("g", "r"):
-                if (sky.field.name, band) in wanted:
-                    _put_templates(butler, sky, band, seed, night_mjd)
-        for pixel, shard in make_refcat(list(skies), seed).items():
-            butler.put(shard, REFCAT, htm7=pixel, run=_REFCATS)
-        butler.put(_orbits(skies, seed), "solar_system_orbits", {}, run=_EPHEMERIDES)
+        with butler.transaction():  # one commit instead of one per dataset
+            for pixel, shard in make_refcat(list(skies), seed).items():
+                butler.put(shard, REFCAT, htm7=pixel, run=_REFCATS)
+            butler.put(_orbits(skies, seed), "solar_system_orbits", {}, run=_EPHEMERIDES)
+            for (_, patch, band, *_), pixels in zip(jobs, drawn, strict=True):
+                _put_template(butler, patch, band, pixels)
         for chain, children in (
             (f"{INSTRUMENT}/calib", [_CALIB]),
             (f"{INSTRUMENT}/templates", [_TEMPLATES]),
@@ -100,16 +118,26 @@ def build_central(
 def _repo_config() -> Config:
     """Configuration of the repo, where it differs from the middleware's.
 
-    The default is one FITS tile per image row, which suits cut-outs of large
-    images; DemoCam's images are read whole, and one tile per plane takes half
-    the time to read.
+    The middleware's default is lossless GZIP_2, one FITS tile per image row:
+    exact, good for small cut-outs, and by far the largest cost of a task that
+    writes an image.  As Rubin's own repos do, pixels are quantized to a
+    sixteenth of their noise, with dither, and Rice-compressed: an eighth of
+    the time and a quarter of the size.  Masks are integers, for which Rice is
+    lossless; so are PSFs here, which have no noise to quantize by.
     """
     tile = {"tile_shape": [CAMERA.side, CAMERA.side]}
+    integers = {"algorithm": "RICE_1", **tile}
+    noisy = {**integers, "quantization": {"dither": "SUBTRACTIVE_DITHER_2", "level": 16.0}}
+    formatter = "lsst.images.formatters.GenericFormatter"
     config = Config()
-    config["datastore", "formatters", "write_recipes"] = {
-        "lsst.images.formatters.GenericFormatter": {
-            "default": dict.fromkeys(("image", "mask", "variance"), tile)
-        }
+    config["datastore", "formatters"] = {
+        "preliminary_visit_psf": {"formatter": formatter, "parameters": {"recipe": "exact"}},
+        "write_recipes": {
+            formatter: {
+                "default": {"image": noisy, "mask": integers, "variance": noisy},
+                "exact": {"image": {"algorithm": "GZIP_1", **tile}},
+            }
+        },
     }
     return config
 
@@ -168,7 +196,8 @@ def _put_calibs(butler: Butler, seed: int, night_mjd: float) -> None:
     for label, begin, calibs in epochs:
         run = f"{INSTRUMENT}/calib/{label}"
         butler.collections.register(run)
-        refs = [ref for detector, one in calibs.items() for ref in _put_detector(butler, detector, one, run)]
+        with butler.transaction():
+            refs = [ref for d, one in calibs.items() for ref in _put_detector(butler, d, one, run)]
         butler.registry.certify(_CALIB, refs, Timespan(times[begin], times[begin + 1]))
 
 
@@ -184,17 +213,20 @@ def _put_detector(butler: Butler, detector: int, calibs: Calibs, run: str) -> li
     return refs
 
 
-def _put_templates(butler: Butler, sky: Sky, band: str, seed: int, night_mjd: float) -> None:
-    for patch in make_patches(sky.field):
-        butler.put(
-            make_template(sky, patch, band, seed, night_mjd),
-            "template_coadd",
-            skymap=SKYMAP,
-            tract=patch.tract,
-            patch=patch.patch,
-            band=band,
-            run=_TEMPLATES,
-        )
+def _draw_template(job: _Job) -> TemplatePixels:
+    return draw_template(*job)
+
+
+def _put_template(butler: Butler, patch: Patch, band: str, pixels: TemplatePixels) -> None:
+    butler.put(
+        make_template(patch, pixels),
+        "template_coadd",
+        skymap=SKYMAP,
+        tract=patch.tract,
+        patch=patch.patch,
+        band=band,
+        run=_TEMPLATES,
+    )
 
 
 def _orbits(skies: Sequence[Sky], seed: int) -> Table:

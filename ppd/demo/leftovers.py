@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from ..cache.place import place_name
 from ..config import Settings
 
 
@@ -38,7 +39,7 @@ def count_leftovers(settings: Settings) -> dict[str, int]:
             processes += 1
     return {
         "processes": processes,
-        "shm_files": _count(settings.shm_dir, f"ppd-{settings.instrument}-*"),
+        "shm_files": _count(settings.shm_dir, place_name(settings.instrument, settings.state_dir)),
         "sockets": _count(settings.socket_dir, "*.ipc"),
         "local_repos": _count(settings.local_repos, "ppd-*"),
     }

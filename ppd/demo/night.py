@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["NightPlan", "PlannedVisit", "load_plan", "simulate_night"]
+__all__ = ["NightPlan", "PlannedVisit", "load_plan", "plan_conditions", "simulate_night"]
 
 import json
 import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def simulate_night(
     cadence : `float`, optional
         Seconds from visit to visit.
     workers : `int`, optional
-        Processes that draw raws beside this one.
+        Processes, this one among them: it puts into the central repo what
+        the others draw.
 
     Returns
     -------
@@ -97,7 +99,7 @@ def simulate_night(
     # headers should be those at which the night is played.
     begin = time.time() + 20.0 + 2.0 * visits
     night_mjd = float(Time(begin + TAI_MINUS_UTC, format="unix_tai", scale="tai").mjd)
-    conditions = [_conditions(number, visits, seed, begin, cadence) for number in range(visits)]
+    conditions = [plan_conditions(number, seed, begin, cadence) for number in range(visits)]
     names = {c.field for c in conditions}
     skies = {f.name: make_sky(f, seed, night_mjd) for f in FIELDS if f.name in names}
     staged = directory / "staged"
@@ -106,9 +108,15 @@ def simulate_night(
     context = multiprocessing.get_context("spawn")
     rows: list[dict[str, Any]] = []
     with ProcessPoolExecutor(max(1, workers - 1), mp_context=context) as pool:
-        drawn = pool.map(
-            _draw, [(skies[c.field], c, d, staged, night_mjd, seed) for c, d in jobs], chunksize=3
-        )
+        raws: list[Future[list[dict[str, Any]]]] = []
+
+        def draw(function: Callable[[Any], Any], templates: Sequence[Any]) -> Iterator[Any]:
+            # Templates are waited for first, so they are drawn first.
+            pixels = [pool.submit(function, job) for job in templates]
+            for c, d in jobs:
+                raws.append(pool.submit(_draw, (skies[c.field], c, d, staged, night_mjd, seed)))
+            return (pixels.pop(0).result() for _ in templates)
+
         try:
             build_central(
                 directory / "central_repo",
@@ -116,10 +124,11 @@ def simulate_night(
                 {(c.field, c.band) for c in conditions},
                 seed,
                 night_mjd,
+                draw,
             )
             apdb = build_apdb(directory)
-            for found in drawn:
-                rows += found
+            for raw in raws:
+                rows += raw.result()
         except BaseException:
             # Also after Ctrl-C: raws that nobody will look at are not drawn.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -159,7 +168,25 @@ def simulate_night(
     return plan
 
 
-def _conditions(number: int, visits: int, seed: int, begin: float, cadence: float) -> Conditions:
+def plan_conditions(number: int, seed: int, begin: float, cadence: float) -> Conditions:
+    """Choose field, filter, pointing, seeing and the like of a visit.
+
+    Parameters
+    ----------
+    number : `int`
+        Which visit of the night, from 0.
+    seed : `int`
+        Seed of the simulation.
+    begin : `float`
+        When the first exposure begins, Unix seconds.
+    cadence : `float`
+        Seconds from visit to visit.
+
+    Returns
+    -------
+    conditions : `ppd.demo.raws.Conditions`
+        The same for the same arguments.
+    """
     rng = np.random.default_rng([seed, 500 + number])
     # Each field is visited twice running through both bands over the night.
     field = FIELDS[number % len(FIELDS)]

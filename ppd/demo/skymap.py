@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["SKYMAP", "Patch", "insert_skymap", "make_patches", "skymap_dict"]
+__all__ = ["SKYMAP", "Patch", "insert_skymap", "make_patches", "patch_in", "skymap_dict"]
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import astropy.wcs
@@ -35,23 +36,28 @@ class Patch:
     x0: int
     """First column in the tract's pixels."""
     y0: int
-    side: int = _INNER + 2 * _BORDER
+    side: int
+    """Rows and columns, pixels."""
+    tract_side: int
+    """Rows and columns of the tract, pixels; its centre is the field's."""
+    scale: float
+    """arcsec per pixel."""
 
     def wcs(self) -> astropy.wcs.WCS:
         """The patch's own WCS: its first pixel is (0, 0)."""
         wcs = astropy.wcs.WCS(naxis=2)
         wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
         wcs.wcs.crval = [self.field.ra, self.field.dec]
-        centre = _tract_side() / 2 - 0.5
+        centre = self.tract_side / 2 - 0.5
         wcs.wcs.crpix = [centre - self.x0 + 1.0, centre - self.y0 + 1.0]
-        wcs.wcs.cd = np.array([[-_SCALE, 0.0], [0.0, _SCALE]]) / 3600.0
+        wcs.wcs.cd = np.array([[-self.scale, 0.0], [0.0, self.scale]]) / 3600.0
         wcs.wcs.set()
         return wcs
 
     def grid(self) -> TanGrid:
         """The patch's pixel grid."""
-        step = math.radians(_SCALE / 3600.0)
-        centre = _tract_side() / 2 - 0.5
+        step = math.radians(self.scale / 3600.0)
+        centre = self.tract_side / 2 - 0.5
         cd = np.array([[-step, 0.0], [0.0, step]])
         shape = (self.side, self.side)
         return TanGrid(self.field.ra, self.field.dec, cd, centre - self.x0, centre - self.y0, shape)
@@ -75,11 +81,44 @@ def make_patches(field: Field) -> list[Patch]:
         Row by row.
     """
     tract = FIELDS.index(field)
-    return [
-        Patch(tract, row * _PER_SIDE + column, field, column * _INNER - _BORDER, row * _INNER - _BORDER)
-        for row in range(_PER_SIDE)
-        for column in range(_PER_SIDE)
-    ]
+    return [patch_in(skymap_dict(), tract, number) for number in range(_PER_SIDE**2)]
+
+
+def patch_in(sky_map: Mapping[str, Any], tract: int, patch: int) -> Patch:
+    """Find the geometry of a patch in a ``skyMap`` dataset.
+
+    Parameters
+    ----------
+    sky_map : `~collections.abc.Mapping`
+        The dataset, as `skymap_dict` makes it.
+    tract, patch : `int`
+        Which patch.
+
+    Returns
+    -------
+    patch : `Patch`
+        The patch.
+
+    Raises
+    ------
+    LookupError
+        Raised if the sky map has no such patch.
+    """
+    own = sky_map["tracts"][str(tract)]
+    row, column = divmod(patch, own["patches_per_side"])
+    if not 0 <= row < own["patches_per_side"]:
+        raise LookupError(f"tract {tract} of sky map {sky_map['name']} has no patch {patch}")
+    inner, border = sky_map["patch_inner"], sky_map["patch_border"]
+    return Patch(
+        tract=tract,
+        patch=patch,
+        field=Field(own["field"], own["ra"], own["dec"]),
+        x0=column * inner - border,
+        y0=row * inner - border,
+        side=inner + 2 * border,
+        tract_side=own["patches_per_side"] * inner,
+        scale=sky_map["pixel_scale_arcsec"],
+    )
 
 
 def insert_skymap(butler: Butler) -> None:
@@ -128,10 +167,6 @@ def skymap_dict() -> dict[str, Any]:
             for i, f in enumerate(FIELDS)
         },
     }
-
-
-def _tract_side() -> int:
-    return _PER_SIDE * _INNER
 
 
 def _region(wcs: astropy.wcs.WCS, side: int) -> ConvexPolygon:

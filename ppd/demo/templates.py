@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["EPOCHS", "make_refcat", "make_template", "template_star_factor"]
+__all__ = [
+    "EPOCHS",
+    "TemplatePixels",
+    "draw_template",
+    "make_refcat",
+    "make_template",
+    "template_star_factor",
+]
 
+import dataclasses
 import math
 
 import astropy.units as u
@@ -32,10 +40,22 @@ def template_star_factor(sky: Sky, night_mjd: float) -> np.ndarray:
     return np.mean([sky.star_flux_factor(night_mjd + day) for day in _EPOCH_DAYS], axis=0)
 
 
-def make_template(sky: Sky, patch: Patch, band: str, seed: int, night_mjd: float) -> MaskedImage:
+@dataclasses.dataclass(frozen=True)
+class TemplatePixels:
+    """The pixels of a template."""
+
+    flux: np.ndarray
+    """nJy."""
+    variance: np.ndarray
+    """nJy²."""
+    saturated: np.ndarray
+    """`bool`: saturated in an epoch."""
+
+
+def draw_template(sky: Sky, patch: Patch, band: str, seed: int, night_mjd: float) -> TemplatePixels:
     """Simulate the stack of earlier exposures on a patch.
 
-    Each epoch has its own seeing, sky noise, read noise and source noise,
+    Each epoch has its own seeing, and sky noise, read noise and source noise
     from the same zero points, sky and detectors as tonight's raws; tonight's
     supernovae and movers are not in it.
 
@@ -54,9 +74,8 @@ def make_template(sky: Sky, patch: Patch, band: str, seed: int, night_mjd: float
 
     Returns
     -------
-    template : `lsst.images.MaskedImage`
-        In nJy; metadata ``PSF_FWHM`` (pixels) and ``PHOT_ZP`` (AB magnitude
-        of 1 unit).
+    pixels : `TemplatePixels`
+        The stack.
     """
     rng = np.random.default_rng([seed, 200, patch.tract, patch.patch, BANDS.index(band)])
     to_njy = 10 ** (0.4 * (_NJY_ZERO_POINT - ZERO_POINT[band]))
@@ -64,24 +83,47 @@ def make_template(sky: Sky, patch: Patch, band: str, seed: int, night_mjd: float
     scale = 10 ** (0.4 * ZERO_POINT[band])
     noise = math.sqrt((level + 40.0) / EPOCHS)
     total = np.zeros((patch.side, patch.side))
-    variance = np.zeros_like(total)
     saturated = np.zeros(total.shape, dtype=bool)
     for day, fwhm in zip(_EPOCH_DAYS, _EPOCH_FWHM, strict=True):
         scene = draw_scene(
             sky, patch.grid(), band, Psf(fwhm), night_mjd + day, scale, noise, transients=False
         )
         saturated |= scene + level > CAMERA.full_well
-        epoch_variance = scene + level + 40.0
-        total += scene + np.sqrt(epoch_variance) * rng.normal(size=total.shape)
-        variance += epoch_variance
+        total += scene
+    # The noise of the sum, at once: of independent epochs the variances add.
+    variance = total + EPOCHS * (level + 40.0)
+    total += np.sqrt(variance) * rng.normal(size=total.shape)
+    return TemplatePixels(
+        flux=(total / EPOCHS * to_njy).astype(np.float32),
+        variance=(variance / EPOCHS**2 * to_njy**2).astype(np.float32),
+        saturated=saturated,
+    )
+
+
+def make_template(patch: Patch, pixels: TemplatePixels) -> MaskedImage:
+    """Make a template of its pixels.
+
+    Parameters
+    ----------
+    patch : `ppd.demo.skymap.Patch`
+        The patch.
+    pixels : `TemplatePixels`
+        What `draw_template` made of it.
+
+    Returns
+    -------
+    template : `lsst.images.MaskedImage`
+        In nJy; metadata ``PSF_FWHM`` (pixels) and ``PHOT_ZP`` (AB magnitude
+        of 1 unit).
+    """
     schema = MaskSchema([MaskPlane("SAT", "A pixel was saturated in an epoch.")])
-    image = Image((total / EPOCHS * to_njy).astype(np.float32), unit=u.nJy)
+    image = Image(pixels.flux, unit=u.nJy)
     mask = Mask(schema=schema, bbox=image.bbox)
-    mask.set("SAT", saturated)
+    mask.set("SAT", pixels.saturated)
     return MaskedImage(
         image,
         mask=mask,
-        variance=Image((variance / EPOCHS**2 * to_njy**2).astype(np.float32), unit=u.nJy**2),
+        variance=Image(pixels.variance, unit=u.nJy**2),
         sky_projection=SkyProjection.from_fits_wcs(
             patch.wcs(), TractFrame(skymap=SKYMAP, tract=patch.tract, bbox=image.bbox)
         ),

@@ -4,18 +4,24 @@ A file counts when it is closed by its writer or renamed into place, or when
 its size has rested for a while (hard links and files that were there first
 raise no such event).  A candidate may be reported again when the file has
 changed since; whoever matches it drops repeats.
+
+The kernel drops events when its queue is full and watches a limited number
+of folders; a sweep of the whole tree now and then finds what it kept from us.
 """
 
 from __future__ import annotations
 
 __all__ = ["Candidate", "DirectorySource"]
 
+import contextlib
 import dataclasses
 import logging
 import os
+import stat
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from watchdog.events import (
@@ -27,13 +33,22 @@ from watchdog.events import (
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers import Observer
+from watchdog.observers.inotify import InotifyObserver
 
+from ..errors import ConfigurationError
 from .keys import RawKey, parse_raw_path
 
 _LOG = logging.getLogger(__name__)
 
 _SCAN_INTERVAL = 0.25
+_SWEEP_MARGIN = 60.0
+_EVENTS: list[type[FileSystemEvent]] = [
+    DirCreatedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileMovedEvent,
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,33 +75,54 @@ class DirectorySource:
         Seconds that a size must rest when nobody closed the file.
     report : callable
         Called with each `Candidate`, from the source's threads.
+    sweep : `float`, optional
+        Seconds between sweeps of the tree, at least; a sweep may take a
+        twentieth of the time.
     """
 
-    def __init__(self, root: Path, settle: float, report: Callable[[Candidate], None]):
+    def __init__(self, root: Path, settle: float, report: Callable[[Candidate], None], sweep: float = 60.0):
         self.root = root
         self._settle = settle
         self._report = report
+        self._sweep_interval = sweep
         self._resting: dict[str, tuple[int, int, float]] = {}
+        self._reported: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._observer = Observer()
+        self._observer: InotifyObserver | None = None
         self._thread = threading.Thread(target=self._watch_resting, name="raw-settle", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch, and report what was there before."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        handler = _Handler(self)
-        self._observer.schedule(handler, str(self.root), recursive=True)
-        self._observer.start()
+        """Begin to watch, and report what was there before.
+
+        Raises
+        ------
+        ppd.errors.ConfigurationError
+            Raised if the tree can't be made or watched.
+        """
+        # watchdog meets a folder twice when many are made at once, and its
+        # warning lists every folder of the tree.
+        warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            # Full events: a file from outside the tree is a moved one too.
+            self._observer = InotifyObserver(generate_full_events=True)
+            # All events would be too many: a walk through a large tree opens
+            # every folder in it, and overflows the kernel's queue.
+            self._observer.schedule(_Handler(self), str(self.root), recursive=True, event_filter=_EVENTS)
+            self._observer.start()
+        except OSError as e:
+            raise ConfigurationError(f"{self.root} can't be watched for raws: {e}.") from e
         self._thread.start()
         self.scan(self.root)
 
     def stop(self) -> None:
         """End the threads; bounded."""
         self._stop.set()
-        if self._observer.is_alive():
+        if self._observer is not None:
             self._observer.stop()
-            self._observer.join(5.0)
+            if self._observer.is_alive():
+                self._observer.join(5.0)
         if self._thread.is_alive():
             self._thread.join(5.0)
 
@@ -107,7 +143,15 @@ class DirectorySource:
             status = file.stat()
         except OSError:
             return  # renamed on or removed again
+        if not stat.S_ISREG(status.st_mode):
+            return  # whoever opens a pipe waits for its other end
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            _LOG.error("%a is ignored: no raw has a name that is not UTF-8.", path)
+            return
         self._report(Candidate(file, parse_raw_path(file), status.st_size, status.st_mtime_ns, time.time()))
+        self._reported[path] = (status.st_size, status.st_mtime_ns)
 
     def rest(self, path: str) -> None:
         """Watch a file until its size rests."""
@@ -115,28 +159,65 @@ class DirectorySource:
             self._resting.setdefault(path, (-1, -1, time.monotonic()))
 
     def _watch_resting(self) -> None:
+        swept = time.time()
+        due = time.monotonic() + self._sweep_interval
         while not self._stop.wait(_SCAN_INTERVAL):
-            now = time.monotonic()
             with self._lock:
                 items = list(self._resting.items())
-            for path, (size, modified, since) in items:
-                try:
-                    status = Path(path).stat()
-                except OSError:
-                    with self._lock:
-                        self._resting.pop(path, None)
-                    continue
-                if (status.st_size, status.st_mtime_ns) != (size, modified):
-                    # A file at rest since long before it was first looked at
-                    # need not wait again.
-                    age = time.time() - status.st_mtime
-                    known = now - age if size == -1 and age > 0 else now
-                    with self._lock:
-                        if path in self._resting:
-                            self._resting[path] = (status.st_size, status.st_mtime_ns, known)
-                    since = known
-                if now - since >= self._settle:
-                    self.complete(path)
+            for path, known in items:
+                with _guarded(path):
+                    self._look_at_resting(path, *known)
+            begin = time.monotonic()
+            if begin >= due:
+                since, swept = swept - _SWEEP_MARGIN, time.time()
+                with _guarded(str(self.root)):
+                    self._sweep(since)
+                end = time.monotonic()
+                due = end + max(self._sweep_interval, 20.0 * (end - begin))
+
+    def _sweep(self, since: float) -> None:
+        """Look at files that have changed since then and were not reported as they are."""
+        reported, self._reported = self._reported, {}
+        for parent, _, names in os.walk(self.root):
+            for name in names:
+                path = str(Path(parent) / name)
+                with contextlib.suppress(OSError):  # removed meanwhile
+                    status = os.lstat(path)
+                    stamp = (status.st_size, status.st_mtime_ns)
+                    if status.st_ctime < since:
+                        continue
+                    if reported.get(path) == stamp:
+                        self._reported.setdefault(path, stamp)
+                    else:
+                        self.rest(path)
+
+    def _look_at_resting(self, path: str, size: int, modified: int, since: float) -> None:
+        now = time.monotonic()
+        try:
+            status = Path(path).stat()
+        except OSError:
+            with self._lock:
+                self._resting.pop(path, None)
+            return
+        if (status.st_size, status.st_mtime_ns) != (size, modified):
+            # A file at rest since long before it was first looked at need
+            # not wait again.
+            age = time.time() - status.st_mtime
+            since = now - age if size == -1 and age > 0 else now
+            with self._lock:
+                if path in self._resting:
+                    self._resting[path] = (status.st_size, status.st_mtime_ns, since)
+        if now - since >= self._settle:
+            self.complete(path)
+
+
+@contextlib.contextmanager
+def _guarded(what: str) -> Iterator[None]:
+    """Log what goes wrong with one file, so that the thread goes on with the next."""
+    try:
+        yield
+    except Exception:
+        _LOG.exception("%a can't be looked at.", what)
 
 
 class _Handler(FileSystemEventHandler):
@@ -144,8 +225,14 @@ class _Handler(FileSystemEventHandler):
         self._source = source
 
     def on_any_event(self, event: FileSystemEvent) -> None:
+        with _guarded(os.fsdecode(event.src_path)):
+            self._take(event)
+
+    def _take(self, event: FileSystemEvent) -> None:
         if isinstance(event, FileClosedEvent):
             self._source.complete(os.fsdecode(event.src_path))
+        elif isinstance(event, FileMovedEvent | DirMovedEvent) and not event.dest_path:
+            return  # out of the tree
         elif isinstance(event, FileMovedEvent):
             self._source.complete(os.fsdecode(event.dest_path))
         elif isinstance(event, FileCreatedEvent):

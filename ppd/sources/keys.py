@@ -8,10 +8,11 @@ import dataclasses
 import re
 from pathlib import PurePath
 
-# <instrument>/<detector>/<group>/<snap>/<expid>/<filter>/<anything>.f*
+# <instrument>/<detector>/<group>/<snap>/<expid>/<filter>/<anything>.f*; the
+# numbers are ASCII and no longer than the database's integers.
 _GENERIC = re.compile(
-    r"(?:^|/)(?P<instrument>[\w-]+)/(?P<detector>\d+)/(?P<group>[^/]+)/(?P<snap>\d+)/(?P<exposure>\d+)"
-    r"/(?P<filter>[^/]+)/[^/]+\.f[^/]*$"
+    r"(?:^|/)(?P<instrument>[\w-]+)/(?P<detector>[0-9]{1,9})/(?P<group>[^/]+)/(?P<snap>[0-9]{1,9})"
+    r"/(?P<exposure>[0-9]{1,18})/(?P<filter>[^/]+)/[^/]+\.f[^/]*\Z"
 )
 
 

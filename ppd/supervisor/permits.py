@@ -27,9 +27,10 @@ class Permits:
     def __init__(self, limit: int):
         self.limit = limit
         self._held: set[DetectorKey] = set()
-        self._queue: list[tuple[int, float, int, DetectorKey]] = []
+        self._queue: list[tuple[tuple[int, float, int], DetectorKey]] = []
         self._order = itertools.count()
-        self._queued: set[DetectorKey] = set()
+        # The place in the line that counts; others in the queue are void.
+        self._queued: dict[DetectorKey, tuple[int, float, int]] = {}
 
     def ask(self, who: DetectorKey, *, urgent: bool, since: float) -> None:
         """Stand in line.
@@ -44,22 +45,23 @@ class Permits:
             When its visit was accepted: earlier goes first.
         """
         self._held.discard(who)
-        if who not in self._queued:
-            self._queued.add(who)
-            heapq.heappush(self._queue, (0 if urgent else 1, since, next(self._order), who))
+        rank = 0 if urgent else 1
+        if self._queued.get(who, ())[:2] != (rank, since):
+            place = self._queued[who] = (rank, since, next(self._order))
+            heapq.heappush(self._queue, (place, who))
 
     def give_back(self, who: DetectorKey) -> None:
         """Take a permit back, or a place in the line."""
         self._held.discard(who)
-        self._queued.discard(who)
+        self._queued.pop(who, None)
 
     def grant(self) -> list[DetectorKey]:
         """Give out the permits that are free; return who got one."""
         granted = []
         while self._queue and len(self._held) < self.limit:
-            *_, who = heapq.heappop(self._queue)
-            if who in self._queued:
-                self._queued.discard(who)
+            place, who = heapq.heappop(self._queue)
+            if self._queued.get(who) == place:
+                del self._queued[who]
                 self._held.add(who)
                 granted.append(who)
         return granted

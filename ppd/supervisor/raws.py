@@ -51,6 +51,7 @@ class RawTable:
         stamp = (candidate.size, candidate.modified_ns)
         if self._seen.get(path) == stamp:
             return False
+        self._seen.pop(path, None)  # to the end of the order
         self._seen[path] = stamp
         while len(self._seen) > 2 * self._keep_count:
             self._seen.popitem(last=False)
@@ -58,6 +59,7 @@ class RawTable:
         # A file that grew since replaces what was reported of it.
         others = [c for c in self._raws.get(where, []) if c.path != candidate.path]
         self._raws[where] = [*others, candidate]
+        self._waiting.pop(path, None)
         if not known:
             self._waiting[path] = (time.monotonic(), candidate)
         return True
@@ -85,7 +87,11 @@ class RawTable:
             del self._waiting[path]
             assert candidate.key is not None
             where = (candidate.key.group, candidate.key.detector)
-            self._raws.pop(where, None)
+            others = [c for c in self._raws.get(where, []) if c.path != candidate.path]
+            if others:
+                self._raws[where] = others
+            else:
+                self._raws.pop(where, None)
             expired.append(candidate)
         return expired
 

@@ -173,7 +173,7 @@ def _find_calibs(butler: Butler, dataset_type: DatasetType, where: list, builder
         builder.lacking(dataset_type.name, (), "the visit has no filter")
         return
     per_detector = "detector" in dataset_type.dimensions
-    chosen: dict[int | None, DatasetRef] = {}
+    chosen: set[int | None] = set()
     wanted: set[int | None] = set(visit.detectors) if per_detector else {None}
     for info in where:  # first collection with a valid one wins
         if info.type is CollectionType.CALIBRATION:
@@ -183,20 +183,19 @@ def _find_calibs(butler: Butler, dataset_type: DatasetType, where: list, builder
                 dataset_type, collections=info.name, data_id=data_id, find_first=False, explain=False
             )
             found = [DatasetAssociation(ref=r, collection=info.name, timespan=None) for r in refs]
-        here: dict[int | None, DatasetAssociation] = {}
+        here: set[int | None] = set()
         for association in found:
-            detector = int(association.ref.dataId["detector"]) if per_detector else None
-            here[detector] = association
-        for detector in wanted - chosen.keys():
-            if detector in here:
-                association = here[detector]
-                chosen[detector] = association.ref
-                if association.timespan is not None:
-                    builder.certifications.append(
-                        Certification(info.name, association.ref, association.timespan)
-                    )
-    for detector, ref in chosen.items():
-        builder.give(ref, visit.detectors if detector is None else (detector,), lasting=True)
+            ref, timespan = association.ref, association.timespan
+            detector = int(ref.dataId["detector"]) if per_detector else None
+            if detector not in wanted - chosen:
+                continue
+            # More than one if a validity range ends within the visit: which
+            # of them holds is for the exposure's own time to tell.
+            here.add(detector)
+            builder.give(ref, visit.detectors if detector is None else (detector,), lasting=True)
+            if timespan is not None:
+                builder.certifications.append(Certification(info.name, ref, timespan))
+        chosen |= here
     given = visit.detectors if None in chosen else [d for d in chosen if d is not None]
     builder.lacking(dataset_type.name, given, f"none is valid at {visit.timespan}")
 
@@ -217,8 +216,9 @@ def _query_certified(
 
 def _find_skypix(butler: Butler, dataset_type: DatasetType, where: list[str], builder: _Builder) -> None:
     visit = builder.visit
-    if not visit.regions:
-        builder.lacking(dataset_type.name, (), "the visit has no position")
+    data_id = _data_id(dataset_type, visit)
+    if not visit.regions or data_id is None:
+        builder.lacking(dataset_type.name, (), "the visit has no position or no filter")
         return
     dimension = butler.dimensions.skypix_dimensions[next(iter(dataset_type.dimensions.skypix))]
     by_detector = {d: _pixels(dimension.pixelization, r) for d, r in visit.regions.items()}
@@ -226,7 +226,7 @@ def _find_skypix(butler: Butler, dataset_type: DatasetType, where: list[str], bu
     with butler.query() as query:
         x = query.expression_factory
         refs = list(
-            query.where(getattr(x, dimension.name).in_iterable(pixels)).datasets(
+            query.where(data_id, getattr(x, dimension.name).in_iterable(pixels)).datasets(
                 dataset_type, collections=where
             )
         )

@@ -5,12 +5,15 @@ from __future__ import annotations
 __all__ = ["RawExposure", "ingest_raw", "load_translators", "read_raw"]
 
 import dataclasses
+import gzip
 import logging
 import math
+import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import astropy.io.fits
+import astropy.time
 import astropy.units as u
 from astro_metadata_translator import ObservationInfo
 from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset, Timespan
@@ -102,8 +105,7 @@ def read_raw(path: Path, instrument: str, group: str, detector: int) -> RawExpos
                 needed = max(needed, info["datLoc"] + info["datSpan"])
     except Exception as e:
         raise InvalidRawError(f"Raw {path} is not a FITS file: {e}.") from e
-    if size < needed:
-        raise InvalidRawError(f"Raw {path} is cut short: {size} of {needed} bytes.")
+    _check_whole(path, needed)
     try:
         obs = ObservationInfo(
             header,
@@ -122,7 +124,11 @@ def read_raw(path: Path, instrument: str, group: str, detector: int) -> RawExpos
             },
         )
     except Exception as e:
-        raise InvalidRawError(f"Raw {path}: its header can't be translated: {e}.") from e
+        # The translator's own words name the property; the cause names the card.
+        cause: BaseException = e
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise InvalidRawError(f"Raw {path}: its header can't be translated: {cause} ({e}).") from e
     raw = RawExposure(path, obs)
     says = (obs.instrument, obs.exposure_group, raw.detector)
     for what, expected, found in zip(
@@ -130,7 +136,47 @@ def read_raw(path: Path, instrument: str, group: str, detector: int) -> RawExpos
     ):
         if expected != found:
             raise InvalidRawError(f"Raw {path} is of {what} {found!r}, its path says {expected!r}.")
+    _check_values(raw)
     return raw
+
+
+def _check_whole(path: Path, needed: int) -> None:
+    """Compare a file's length with what its headers say."""
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(min(size, needed))
+            rest = stream.read().strip(b"\0 ")
+    except Exception as e:
+        raise InvalidRawError(f"Raw {path} can't be read to its end: {e}.") from e
+    if size < needed:
+        raise InvalidRawError(f"Raw {path} is cut short: {size} of {needed} bytes.")
+    if rest:
+        raise InvalidRawError(f"Raw {path} is cut short within a header, after {needed} bytes.")
+
+
+def _check_values(raw: RawExposure) -> None:
+    """Refuse values that no record can be made of; the translator does not mind them."""
+    info = raw.info
+    fault = None
+    try:
+        if not all(math.isfinite(value) for value in raw.pointing):
+            fault = "its pointing is not a number"
+        elif not 0 <= raw.exposure < 1 << 63:
+            fault = f"{raw.exposure} is no exposure ID"
+        elif not info.observation_id:
+            fault = "it has no observation ID"
+        elif not (info.datetime_end - info.datetime_begin).sec >= 0.0:
+            fault = "it ends before it begins"
+        else:
+            Timespan(info.datetime_begin, info.datetime_end)
+            _day_timespan(info)
+    except Exception as e:
+        fault = f"its header makes no sense: {e}"
+    if fault:
+        raise InvalidRawError(f"Raw {raw.path}: {fault}.")
 
 
 def ingest_raw(butler: Butler, raw: RawExposure, run: str, description: InstrumentDescription) -> DatasetRef:
@@ -229,8 +275,6 @@ def exposure_records(butler: Butler, raw: RawExposure) -> dict[str, DimensionRec
 
 
 def _day_timespan(info: ObservationInfo) -> Timespan:
-    import astropy.time
-
     day = str(info.observing_day)
     offset = getattr(info, "observing_day_offset", None)
     start = astropy.time.Time(f"{day[:4]}-{day[4:6]}-{day[6:]}T00:00:00", format="isot", scale="tai")

@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import astropy.io.fits
 import fastavro
 import lsst.alert.packet
 import lsst.pipe.base.connectionTypes as cT
 import numpy as np
 from astropy.table import Table
-from lsst.images import MaskedImage
-from lsst.pex.config import Field
+from lsst.images import Image
+from lsst.pex.config import Field, FieldValidationError
 from lsst.pipe.base import (
     PipelineTask,
     PipelineTaskConfig,
@@ -26,9 +25,17 @@ from lsst.pipe.base import (
     Struct,
 )
 
+from . import alert_stream
+from .alert_stream import AlertStreamError, send_packets, to_wire
+from .stamps import fits_stamp
+
 _VISIT = ("instrument", "visit", "detector")
 _GROUP = ("instrument", "group", "detector")
-_HALF = 15
+
+# Read on import: what is in memory before the fork, every child has for nothing.
+_SCHEMA = lsst.alert.packet.Schema.from_uri(lsst.alert.packet.get_uri_to_latest_schema())
+_PARSED = fastavro.parse_schema(_SCHEMA.definition)
+_VERSION = ".".join(str(v) for v in lsst.alert.packet.get_latest_schema_version())
 
 
 class PackageAlertsConnections(PipelineTaskConnections, dimensions=_VISIT):
@@ -48,16 +55,22 @@ class PackageAlertsConnections(PipelineTaskConnections, dimensions=_VISIT):
         minimum=0,
     )
     science = cT.Input(
-        doc="Calibrated image.",
-        name="preliminary_visit_image",
-        storageClass="MaskedImageV2",
+        doc="Pixels of the calibrated image.",
+        name="preliminary_visit_image.image",
+        storageClass="ImageV2",
         dimensions=_VISIT,
     )
     template = cT.Input(
-        doc="Template.", name="template_detector", storageClass="MaskedImageV2", dimensions=_VISIT
+        doc="Pixels of the template.",
+        name="template_detector.image",
+        storageClass="ImageV2",
+        dimensions=_VISIT,
     )
     difference = cT.Input(
-        doc="Difference.", name="difference_image", storageClass="MaskedImageV2", dimensions=_VISIT
+        doc="Pixels of the difference.",
+        name="difference_image.image",
+        storageClass="ImageV2",
+        dimensions=_VISIT,
     )
     summary = cT.Output(
         doc="How many alerts went where, and when.",
@@ -73,10 +86,31 @@ class PackageAlertsConfig(PipelineTaskConfig, pipelineConnections=PackageAlertsC
     alertDirectory = Field[str](doc="Where alert files go.", optional=False)
     kafkaBootstrap = Field[str](doc="Kafka servers; empty: none.", default="")
     kafkaTopic = Field[str](doc="Topic for alerts.", default="demo-alerts")
+    kafkaTimeout = Field[float](doc="Seconds for the stream to take the alerts.", default=20.0)
+
+    def validate(self) -> None:
+        super().validate()
+        # Better said by ppd-init than at night.
+        if self.kafkaBootstrap and alert_stream.confluent_kafka is None:
+            raise FieldValidationError(
+                type(self).kafkaBootstrap, self, "confluent_kafka is needed for it and is not installed"
+            )
 
 
 class PackageAlertsTask(PipelineTask):
-    """Writes one Avro file of alerts per detector-visit, and sends them to Kafka if configured."""
+    """Writes one Avro file of alerts per detector-visit, and sends them to Kafka if configured.
+
+    Notes
+    -----
+    The file comes first and the stream last.  Nothing can be taken back from
+    a stream, so all that can fail must have gone well before the first alert
+    is on it; writing the file is, and done again it gives the same file.
+
+    There are alerts only of stored sources, so the APDB has this visit and
+    detector by then.  Any failure from there on is *final* for ppd: the image
+    is not processed again and no alert is sent twice, whether or not the
+    stream has taken some.  What it did not take is in the file.
+    """
 
     ConfigClass = PackageAlertsConfig
     _DefaultName = "packageAlerts"
@@ -93,9 +127,9 @@ class PackageAlertsTask(PipelineTask):
         sources: Table,
         objects: Table,
         history: Table | None,
-        science: MaskedImage,
-        template: MaskedImage,
-        difference: MaskedImage,
+        science: Image,
+        template: Image,
+        difference: Image,
         name: str,
     ) -> Struct:
         """Package and send alerts.
@@ -106,7 +140,7 @@ class PackageAlertsTask(PipelineTask):
             What was stored of this image.
         history : `astropy.table.Table` or `None`
             Earlier sources of the region.
-        science, template, difference : `lsst.images.MaskedImage`
+        science, template, difference : `lsst.images.Image`
             Images to cut stamps from.
         name : `str`
             Stem of the file.
@@ -114,24 +148,30 @@ class PackageAlertsTask(PipelineTask):
         Returns
         -------
         result : `lsst.pipe.base.Struct`
-            ``summary``.
+            ``summary``: how many alerts, in which files, when, of which
+            version of the schema.
+
+        Raises
+        ------
+        AlertStreamError
+            Raised if Kafka is configured and did not take all alerts; they
+            are in the file.
         """
-        schema = lsst.alert.packet.Schema.from_uri(lsst.alert.packet.get_uri_to_latest_schema())
         by_id = {int(o["diaObjectId"]): o for o in objects}
         alerts = [self._alert(s, by_id, history, (science, template, difference)) for s in sources]
         paths = []
         if alerts:
-            paths.append(str(self._write(alerts, schema, name)))
+            path = self._write(alerts, name)
+            paths.append(str(path))
             if self.config.kafkaBootstrap:
-                self._produce(alerts, schema)
+                self._send(alerts, path)
         self.metadata["alerts"] = len(alerts)
-        version = ".".join(str(v) for v in lsst.alert.packet.get_latest_schema_version())
         return Struct(
-            summary={"n_alerts": len(alerts), "paths": paths, "time": time.time(), "schema": version}
+            summary={"n_alerts": len(alerts), "paths": paths, "time": time.time(), "schema": _VERSION}
         )
 
     def _alert(
-        self, source: Any, objects: dict[int, Any], history: Table | None, images: tuple[MaskedImage, ...]
+        self, source: Any, objects: dict[int, Any], history: Table | None, images: tuple[Image, ...]
     ) -> dict[str, Any]:
         identity = int(source["diaObjectId"])
         earlier = []
@@ -145,39 +185,32 @@ class PackageAlertsTask(PipelineTask):
             "diaObject": _object(objects[identity]) if identity in objects else None,
         }
         for key, image in zip(("Science", "Template", "Difference"), images, strict=True):
-            alert[f"cutout{key}"] = _cutout(image, x, y)
+            alert[f"cutout{key}"] = fits_stamp(image.array, x, y)
         return alert
 
-    def _write(self, alerts: list[dict[str, Any]], schema: Any, name: str) -> Path:
+    def _write(self, alerts: list[dict[str, Any]], name: str) -> Path:
         folder = Path(self.config.alertDirectory)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.avro"
         temporary = folder / f".{name}.{os.getpid()}.tmp"
         with temporary.open("wb") as stream:
-            fastavro.writer(stream, schema.definition, alerts, codec="deflate")
+            fastavro.writer(stream, _PARSED, alerts, codec="deflate")
             stream.flush()
             os.fsync(stream.fileno())
         temporary.rename(path)
         return path
 
-    def _produce(self, alerts: list[dict[str, Any]], schema: Any) -> None:
-        # Only where a site has configured it is its library needed.
-        from confluent_kafka import Producer
-
-        producer = Producer({"bootstrap.servers": self.config.kafkaBootstrap})
-        faults: list[str] = []
+    def _send(self, alerts: list[dict[str, Any]], path: Path) -> None:
+        config = self.config
+        packets = {}
         for alert in alerts:
             stream = io.BytesIO()
-            fastavro.schemaless_writer(stream, schema.definition, alert)
-            producer.produce(
-                self.config.kafkaTopic,
-                key=str(alert["diaSourceId"]),
-                value=stream.getvalue(),
-                on_delivery=lambda error, _: faults.append(str(error)) if error else None,
-            )
-        left = producer.flush(20.0)
-        if left or faults:
-            raise RuntimeError(f"{left + len(faults)} alerts were not delivered: {faults[:1]}")
+            fastavro.schemaless_writer(stream, _PARSED, alert)
+            packets[str(alert["diaSourceId"])] = to_wire(stream.getvalue(), _SCHEMA.get_schema_id())
+        try:
+            send_packets(config.kafkaBootstrap, config.kafkaTopic, packets, config.kafkaTimeout)
+        except AlertStreamError as e:
+            raise AlertStreamError(f"{e}; all of them are in {path}") from e
 
 
 def _source(row: Any) -> dict[str, Any]:
@@ -233,19 +266,3 @@ def _object(row: Any) -> dict[str, Any]:
     for band in "ugrizy":
         record[f"{band}_psfFluxNdata"] = int(str(row["lastBand"]) == band)
     return record
-
-
-def _cutout(image: MaskedImage, x: float, y: float) -> bytes:
-    """Cut a stamp of 31×31 pixels, as FITS; outside the image it is NaN."""
-    stamp = np.full((2 * _HALF + 1, 2 * _HALF + 1), np.nan, dtype=np.float32)
-    ix, iy = round(x), round(y)
-    ny, nx = image.image.array.shape
-    xa, xb, ya, yb = max(0, ix - _HALF), min(nx, ix + _HALF + 1), max(0, iy - _HALF), min(ny, iy + _HALF + 1)
-    if xa < xb and ya < yb:
-        into = slice(ya - iy + _HALF, yb - iy + _HALF), slice(xa - ix + _HALF, xb - ix + _HALF)
-        stamp[into] = image.image.array[ya:yb, xa:xb]
-    stream = io.BytesIO()
-    hdu = astropy.io.fits.PrimaryHDU(stamp)
-    hdu.header["BUNIT"] = "nJy"
-    hdu.writeto(stream)
-    return stream.getvalue()

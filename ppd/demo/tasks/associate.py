@@ -145,13 +145,17 @@ class AssociateApdbTask(PipelineTask):
         known = _nearest(sources, objects, self.config.matchRadius)
         ss_ids = np.zeros(len(sources), dtype=np.int64)
         object_ids = np.zeros(len(sources), dtype=np.int64)
+        # Sources come in order of significance: the better one takes what two match.
         taken: set[int] = set()
         for i in range(len(sources)):
-            if moving[i] >= 0 and movers is not None:
-                ss_ids[i] = int(movers["ssObjectId"][moving[i]])
-            elif known[i] >= 0 and objects is not None and int(objects["diaObjectId"][known[i]]) not in taken:
-                object_ids[i] = int(objects["diaObjectId"][known[i]])
-                taken.add(int(object_ids[i]))
+            mover = int(movers["ssObjectId"][moving[i]]) if movers is not None and moving[i] >= 0 else 0
+            old = int(objects["diaObjectId"][known[i]]) if objects is not None and known[i] >= 0 else 0
+            if mover and mover not in taken:
+                ss_ids[i] = mover
+                taken.add(mover)
+            elif old and old not in taken:
+                object_ids[i] = old
+                taken.add(old)
             else:
                 # A new object is called after its first source.
                 object_ids[i] = int(sources["diaSourceId"][i])

@@ -55,8 +55,12 @@ class DetectAndMeasureConnections(PipelineTaskConnections, dimensions=_VISIT):
         storageClass="MaskedImageV2",
         dimensions=_VISIT,
     )
-    matched = cT.Input(
-        doc="Matched template, nJy.", name="template_matched", storageClass="ImageV2", dimensions=_VISIT
+    # Image minus difference is the matched template: it need not be stored.
+    science = cT.Input(
+        doc="Pixels of the calibrated image, nJy.",
+        name="preliminary_visit_image.image",
+        storageClass="ImageV2",
+        dimensions=_VISIT,
     )
     psf = cT.Input(doc="PSF stamp.", name="preliminary_visit_psf", storageClass="ImageV2", dimensions=_VISIT)
     sources = cT.Output(
@@ -90,15 +94,15 @@ class DetectAndMeasureTask(PipelineTask):
         # Up to 4096 sources of 16 detectors: IDs fit into 63 bits with ease.
         butlerQC.put(self.run(**inputs, first_id=(visit * 16 + detector) * 4096), outputRefs)
 
-    def run(self, difference: MaskedImage, matched: Image, psf: Image, first_id: int) -> Struct:
+    def run(self, difference: MaskedImage, science: Image, psf: Image, first_id: int) -> Struct:
         """Detect and measure.
 
         Parameters
         ----------
         difference : `lsst.images.MaskedImage`
             Difference image, nJy.
-        matched : `lsst.images.Image`
-            Matched template, nJy.
+        science : `lsst.images.Image`
+            The image that the template was subtracted from, nJy.
         psf : `lsst.images.Image`
             PSF stamp of the image.
         first_id : `int`
@@ -125,9 +129,8 @@ class DetectAndMeasureTask(PipelineTask):
         flipped = stamp[::-1, ::-1]
         norm = np.clip(signal.fftconvolve(weight, flipped**2, mode="same"), 1e-30, None)
         flux = signal.fftconvolve(weight * image, flipped, mode="same") / norm
-        template_flux = signal.fftconvolve(matched.array.astype(np.float64), flipped, mode="same") / float(
-            (stamp**2).sum()
-        )
+        matched = np.where(difference.mask.get("NO_DATA"), 0.0, science.array - image)
+        template_flux = signal.fftconvolve(matched, flipped, mode="same") / float((stamp**2).sum())
         sigma = 1.0 / np.sqrt(norm)
         quiet = ~bad
         scale = 1.48 * float(np.median(np.abs(flux[quiet] / sigma[quiet])))

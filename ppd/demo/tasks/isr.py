@@ -222,6 +222,8 @@ def fill_holes(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     filled : `numpy.ndarray`
         The image with its holes filled; else unchanged.
     """
+    if not hole.any():
+        return image
     good = (~hole).astype(float)
     weight = ndimage.gaussian_filter(good, 2.0, truncate=2.5)
     mean = ndimage.gaussian_filter(np.where(hole, 0.0, image), 2.0, truncate=2.5)

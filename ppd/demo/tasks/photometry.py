@@ -13,6 +13,8 @@ NJY_ZERO_POINT = 31.4
 """AB magnitude of 1 nJy."""
 
 _HALF = 10
+_CORE = 3.0
+_WINGS = 5.0
 
 
 def make_psf(image: np.ndarray, bad: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -37,23 +39,33 @@ def make_psf(image: np.ndarray, bad: np.ndarray, x: np.ndarray, y: np.ndarray) -
     ValueError
         Raised if fewer than three stars can be used.
     """
-    stamps = []
+    radius = np.hypot(*np.mgrid[-_HALF : _HALF + 1, -_HALF : _HALF + 1])
+    stamps, fluxes = [], []
     for px, py in zip(x, y, strict=True):
         stamp = _centred(image, bad, px, py)
-        if stamp is not None:
-            stamps.append(stamp / stamp.sum())
+        # By the core: in the whole stamp, neighbours would count.
+        if stamp is not None and (core := float(stamp[radius < _CORE].sum())) > 0:
+            stamps.append(stamp / core)
+            fluxes.append(core)
     if len(stamps) < 3:
         raise ValueError(f"only {len(stamps)} stars are fit for a PSF")
-    cube = np.array(stamps)
+    cube, flux = np.array(stamps), np.array(fluxes)
+    # Variables' companions and galaxies: leave out the fifth that fits worst.
+    misfit = np.abs(cube - np.median(cube, axis=0))[:, radius < _WINGS].sum(axis=1) * np.sqrt(flux)
+    keep = misfit <= np.quantile(misfit, 0.8)
+    cube, flux = cube[keep], flux[keep]
+    # A neighbour is an outlier among the stars at its pixels.
     middle = np.median(cube, axis=0)
-    # Neighbours and variables' companions: leave the third that fits worst out.
-    misfit = np.abs(cube - middle).sum(axis=(1, 2))
-    keep = misfit <= np.quantile(misfit, 0.7)
-    psf = cube[keep].mean(axis=0)
-    radius = np.hypot(*np.mgrid[-_HALF : _HALF + 1, -_HALF : _HALF + 1])
+    deviation = np.abs(cube - middle)
+    weight = flux[:, None, None] * (deviation <= 4.5 * np.median(deviation, axis=0) + 1e-9)
+    psf = (weight * cube).sum(axis=0) / weight.sum(axis=0)
+    # Beyond the core a pixel of the stack is noise; a ring's median is not.
+    rings = np.rint(radius).astype(int)
+    profile = [float(np.median(psf[rings == ring])) for ring in range(_HALF + 1)]
+    psf = np.where(radius > _WINGS, np.interp(radius, np.arange(_HALF + 1), profile), psf)
+    psf -= np.median(psf[(radius > _HALF - 1.5) & (radius <= _HALF)])
+    psf = np.where(radius > _WINGS, np.clip(psf, 0.0, None), psf)
     psf = np.where(radius > _HALF, 0.0, psf)
-    # Beyond the core the stack is noise: only its positive part is a PSF.
-    psf = np.where(radius > 6.0, np.clip(psf, 0.0, None), psf)
     return psf / psf.sum()
 
 
