@@ -14,7 +14,19 @@ from typing import Any
 
 import pytest
 from astropy.time import Time
-from lsst.daf.butler import Butler, CollectionType, Config, DatasetRef, DatasetType, Timespan
+from lsst.daf.butler import (
+    Butler,
+    CollectionType,
+    Config,
+    DatasetRef,
+    DatasetType,
+    DimensionRecord,
+    FileDataset,
+    SerializedDatasetType,
+    SerializedDimensionRecord,
+    Timespan,
+)
+from lsst.daf.butler._file_dataset import SerializedFileDataset
 from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 
 from ppd.cache.repo import CacheRepo
@@ -310,3 +322,29 @@ def make_demo_repo(root: Path) -> None:
         butler.registry.registerDatasetType(
             DatasetType("raw", ("instrument", "exposure", "detector"), "ImageV2", universe=butler.dimensions)
         )
+
+
+def take_hand_over(butler: Butler, entry: Path, manifest: dict[str, Any]) -> None:
+    """Ingest a hand-over with the middleware's own calls."""
+    types = {}
+    for item in manifest["dataset_types"]:
+        simple_type = SerializedDatasetType.model_validate(item)
+        dataset_type = DatasetType.from_simple(simple_type, universe=butler.dimensions)
+        butler.registry.registerDatasetType(dataset_type)
+        types[dataset_type.name] = dataset_type
+    for run in manifest["runs"]:
+        butler.collections.register(run)
+    for item in manifest["dimension_records"]:
+        simple = SerializedDimensionRecord.model_validate(item)
+        record = DimensionRecord.from_simple(simple, universe=butler.dimensions)
+        assert record is not None
+        butler.registry.insertDimensionData(record.definition.name, record, skip_existing=True)
+    for item in manifest["datasets"]:
+        dataset = FileDataset.from_simple(
+            SerializedFileDataset.model_validate(item),
+            dataset_type_loader=types.__getitem__,
+            universe=butler.dimensions,
+        )
+        dataset.path = str(entry / str(dataset.path))
+        dataset.refs = [r.expanded(butler.registry.expandDataId(r.dataId)) for r in dataset.refs]
+        butler.ingest(dataset, transfer="copy")

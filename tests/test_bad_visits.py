@@ -19,7 +19,7 @@ pytestmark = pytest.mark.night
 
 @pytest.fixture(scope="module")
 def ppd(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ppd]:
-    with running(observatory, tmp_path_factory.mktemp("ppd"), slots=4) as ppd:
+    with running(observatory, tmp_path_factory.mktemp("ppd"), slots=4, image_timeout=2.0) as ppd:
         yield ppd
         # Whatever was sent: it is still the same one, and it still works.
         assert ppd.counts().get("internal_errors", 0) == 0

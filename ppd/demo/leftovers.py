@@ -23,7 +23,8 @@ def count_leftovers(settings: Settings) -> dict[str, int]:
     Returns
     -------
     counts : `dict` [ `str`, `int` ]
-        ``processes``, ``shm_files``, ``sockets``, ``local_repos``.
+        ``processes``, ``shm_files`` (caches, also where they go when shared
+        memory is short), ``sockets``, ``local_repos``.
     """
     state = str(settings.state_dir)
     config = str(settings.config_path)
@@ -37,13 +38,14 @@ def count_leftovers(settings: Settings) -> dict[str, int]:
             continue
         if any("ppd" in word for word in words) and (state in words or config in words):
             processes += 1
+    cache = place_name(settings.instrument, settings.state_dir)
     return {
         "processes": processes,
-        "shm_files": _count(settings.shm_dir, place_name(settings.instrument, settings.state_dir)),
+        "shm_files": sum(_count(place, cache) for place in {settings.shm_dir, settings.shm_fallback}),
         "sockets": _count(settings.socket_dir, "*.ipc"),
         "local_repos": _count(settings.local_repos, "ppd-*"),
     }
 
 
-def _count(folder: Path, pattern: str) -> int:
-    return sum(1 for _ in folder.glob(pattern)) if folder.is_dir() else 0
+def _count(folder: Path | None, pattern: str) -> int:
+    return sum(1 for _ in folder.glob(pattern)) if folder is not None and folder.is_dir() else 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["DetectorResult", "match_night", "read_results"]
+__all__ = ["DetectorResult", "collection_exists", "match_night", "read_results"]
 
 import dataclasses
 
 import numpy as np
 from astropy.table import Table
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, MissingCollectionError
 from scipy.spatial import cKDTree
 
 from .night import NightPlan
@@ -54,7 +54,7 @@ def read_results(plan: NightPlan, collection: str | None) -> list[DetectorResult
     by_exposure = {v.exposure: v for v in plan.visits}
     results = []
     with Butler.from_config(plan.central, writeable=False) as butler:
-        if not butler.collections.query(collection):
+        if not collection_exists(butler, collection):
             return []
         refs = butler.query_datasets("dia_source_detector", collections=collection, explain=False, limit=None)
         for ref in sorted(refs, key=lambda r: (r.dataId["visit"], r.dataId["detector"])):
@@ -67,6 +67,15 @@ def read_results(plan: NightPlan, collection: str | None) -> list[DetectorResult
                 )
             )
     return results
+
+
+def collection_exists(butler: Butler, name: str) -> bool:
+    """Tell whether a repo has a collection."""
+    try:
+        butler.collections.get_info(name)
+    except MissingCollectionError:
+        return False
+    return True
 
 
 def match_night(

@@ -18,7 +18,9 @@ SPANS = (
     ("accepted", "inputs_ready", "find inputs", "#56b4e9"),
     ("inputs_ready", "ready", "fork, open repo", "#0072b2"),
     ("ready", "raw_closed", "wait for the raw", "#c8ccd2"),
-    ("raw_closed", "first_task", "raw to first task", "#e69f00"),
+    ("raw_closed", "ingested", "ingest", "#d55e00"),
+    ("ingested", "main_start", "wait for a processor", "#f0d28a"),
+    ("main_start", "first_task", "build the graph", "#e69f00"),
     ("first_task", "pipeline_end", "pipeline", "#009e73"),
     ("pipeline_end", "exported", "to central", "#cc79a7"),
 )

@@ -29,7 +29,7 @@ from ..deployment import chain_name, date_string, day_obs
 from .camera import INSTRUMENT
 from .history import read_history
 from .leftovers import count_leftovers
-from .matching import read_results
+from .matching import collection_exists, read_results
 from .night import NightPlan, simulate_night
 from .player import NightPlayer
 from .skymap import SKYMAP
@@ -114,6 +114,7 @@ def _night(
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=_environment(),
         )
     client = ControlClient(settings.socket_dir, timeout=5.0)
     publisher = ControlClient(settings.socket_dir, timeout=10.0)
@@ -184,16 +185,12 @@ class _Progress:
 
 def _await_ready(daemon: subprocess.Popen, client: ControlClient, interrupt: _Interrupt) -> bool:
     deadline = time.monotonic() + _START_SECONDS
-    quick = 0.5
     while time.monotonic() < deadline and daemon.poll() is None and not interrupt.count:
-        client._timeout, kept = quick, client._timeout
         try:
-            client.status()
+            client.status(timeout=0.5)
             return True
         except NoSupervisorError:
             continue
-        finally:
-            client._timeout = kept
     return False
 
 
@@ -286,7 +283,7 @@ def _report(
     from .report import write_report
 
     with Butler.from_config(plan.central, writeable=False) as butler:
-        known = bool(butler.collections.query(chain))
+        known = collection_exists(butler, chain)
         alerts, times = _alerts(butler, plan, chain) if known else (0, {})
     results = read_results(plan, chain if known else None)
     history = read_history(settings.state_dir / "journal.sqlite3", times)

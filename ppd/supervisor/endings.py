@@ -54,7 +54,7 @@ class Endings:
         shutil.rmtree(local_repo(self._settings, d), ignore_errors=True)
         spool = Path(self._settings.spool_dir)
         shutil.rmtree(spool / "building" / d.key.file_name, ignore_errors=True)
-        done = d.done or self._last_word(d)
+        done = self._last_word(d)
         if d.termination:
             done = done.model_copy(update={"reason": f"{d.termination}; {done.reason}"})
         if done.success:
@@ -80,21 +80,23 @@ class Endings:
         self._ledger.change(d, State.FAILED, reason=reason, pipeline=done.pipeline if done else None)
 
     def _last_word(self, d: DetectorVisit) -> ChildDone:
-        """Say for a child what it could not say itself."""
+        """Return what a child said last, or say for it what it could not say itself."""
+        if d.done is not None and d.done.entry:
+            return d.done
         ready = find_ready(Path(self._settings.spool_dir), d.key)
         if ready is not None or d.exported:
-            # Killed between the hand-over and its last message: nothing is
+            # Ended between the hand-over and its last message: nothing is
             # lost, and another try would make the same outputs twice.
-            success = ready.success if ready is not None else True
+            success = ready is None or ready.success
             return ChildDone(
                 key=d.key,
                 success=success,
                 entry=d.key.file_name,
-                reason="",
                 failure=None if success else "final",
+                reason=d.done.reason if d.done else "its pipeline failed; its child ended before it said why",
             )
         reason = f"its child ended by {_ending(d.exit_code)} while {d.phase or 'starting'}"
-        return ChildDone(key=d.key, success=False, reason=reason, failure="retriable")
+        return d.done or ChildDone(key=d.key, success=False, reason=reason, failure="retriable")
 
     def _succeed(self, d: DetectorVisit, done: ChildDone) -> None:
         self._ledger.counters.add("succeeded")

@@ -1,0 +1,176 @@
+"""Playing a night: announcements and raws at their times, and raws in every way they land."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppd.demo.night import NightPlan, PlannedVisit
+from ppd.demo.player import NightPlayer, next_visit
+from ppd.visit import TAI_MINUS_UTC, check_fresh, parse_visit
+
+SIZE = 60_000
+
+
+def _plan(folder: Path, closes: list[float], announces: list[float], detectors: int = 9) -> NightPlan:
+    visits = []
+    for number, (close, announce) in enumerate(zip(closes, announces, strict=True)):
+        raws = {d: f"DemoCam/{d}/g{number}/raw{number}.fits" for d in range(detectors)}
+        visits.append(
+            PlannedVisit(
+                group=f"g{number}",
+                exposure=2026112400001 + number,
+                field="D1",
+                physical_filter="demo-r",
+                ra=149.9,
+                dec=-24.8,
+                rotation=3.5,
+                shutter_close=close,
+                announce=announce,
+                raws=raws,
+            )
+        )
+        for detector, raw in raws.items():
+            path = folder / "staged" / raw
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes([detector]) * SIZE)
+    return NightPlan(
+        seed=1,
+        cadence=5.0,
+        visits=tuple(visits),
+        staged=str(folder / "staged"),
+        central="",
+        apdb_config="",
+        truth="",
+    )
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> NightPlan:
+    """Six visits; the third is announced half a second after its shutter closed."""
+    closes = [10.0 + 14.0 * n for n in range(6)]
+    return _plan(tmp_path, closes, [c - 9.0 if n != 2 else c + 0.5 for n, c in enumerate(closes)])
+
+
+def _player(plan: NightPlan, root: Path, messages: list[dict[str, Any]]) -> NightPlayer:
+    return NightPlayer(plan, root, messages.append)
+
+
+def test_schedule_is_in_order_and_complete(night: NightPlan, tmp_path: Path) -> None:
+    events = _player(night, tmp_path, []).schedule()
+    assert [e[0] for e in events] == sorted(e[0] for e in events)
+    assert len(events) == 6 + 6 * 9
+    assert {(e[3].group, e[4]) for e in events if e[4] >= 0} == {
+        (v.group, d) for v in night.visits for d in range(9)
+    }
+
+
+def test_some_raws_come_before_their_announcement(night: NightPlan, tmp_path: Path) -> None:
+    events = _player(night, tmp_path, []).schedule()
+    announced = {e[3].group: e[0] for e in events if e[2] == "announce"}
+    early = {(e[3].group, e[4]) for e in events if e[4] >= 0 and e[0] < announced[e[3].group]}
+    assert {d for g, d in early if g == "g2"} >= {0, 3, 6}
+    assert {g for g, _ in early} == {"g2"}
+
+
+def test_some_raws_come_late(night: NightPlan, tmp_path: Path) -> None:
+    events = _player(night, tmp_path, []).schedule()
+    late = [e for e in events if e[4] >= 0 and e[0] > e[3].shutter_close + 2.0]
+    assert {e[3].group for e in late} == {"g0", "g1", "g3", "g4", "g5"}
+    assert 5 <= len(late) <= 15
+    assert all(e[0] < e[3].shutter_close + 5.0 for e in late)
+
+
+def test_both_ways_of_writing_occur_in_every_visit(night: NightPlan, tmp_path: Path) -> None:
+    events = _player(night, tmp_path, []).schedule()
+    for visit in night.visits:
+        kinds = [e[2] for e in events if e[3] is visit and e[4] >= 0]
+        assert kinds.count("slow") == 3
+        assert kinds.count("rename") == 6
+
+
+def test_message_is_what_ppd_reads(night: NightPlan) -> None:
+    visit = parse_visit(next_visit(night.visits[1], lead=8.0, duration=14.0))
+    assert (visit.groupId, visit.instrument, visit.filters) == ("g1", "DemoCam", "demo-r")
+    assert (visit.ra, visit.dec, visit.rotation) == pytest.approx((149.9, -24.8, 3.5))
+    assert (visit.nimages, visit.survey) == (1, "DEMO")
+    now = time.time() + TAI_MINUS_UTC
+    assert visit.startTime == pytest.approx(now + 8.0, abs=2.0)
+    assert visit.private_sndStamp == pytest.approx(now, abs=2.0)
+    check_fresh(visit, time.time(), 60.0)
+
+
+def _play(plan: NightPlan, root: Path, messages: list[dict[str, Any]]) -> dict[Path, list[int]]:
+    """Play to the end, looking at every file's size all the time."""
+    player = _player(plan, root, messages)
+    sizes: dict[Path, list[int]] = {}
+    player.start()
+    deadline = time.monotonic() + 20.0
+    while player.playing and time.monotonic() < deadline:
+        for path in root.rglob("*.fits"):
+            size = path.stat().st_size
+            if size not in sizes.setdefault(path.relative_to(root), []):
+                sizes[path.relative_to(root)].append(size)
+        time.sleep(0.005)
+    assert not player.playing
+    assert player.announced == len(plan.visits)
+    assert player.dropped == sum(len(v.raws) for v in plan.visits)
+    return sizes
+
+
+def test_a_night_is_played(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, [0.2], [0.0], detectors=3)
+    root = tmp_path / "raws"
+    messages: list[dict[str, Any]] = []
+    sizes = _play(plan, root, messages)
+    assert [m["groupId"] for m in messages] == ["g0"]
+    # Every third is written slowly in place; the others are never seen in part.
+    slow = Path(plan.visits[0].raws[1])
+    for path, seen in sizes.items():
+        if path == slow:
+            assert len(seen) > 2
+        else:
+            assert seen == [SIZE]
+    for raw in plan.visits[0].raws.values():
+        assert (root / raw).read_bytes() == (tmp_path / "staged" / raw).read_bytes()
+    assert not [p for p in root.rglob("*") if p.name.startswith(".")]
+
+
+def test_a_visit_that_can_not_be_announced_does_not_end_the_night(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, [0.1, 0.2], [0.0, 0.1], detectors=1)
+    heard: list[str] = []
+
+    def publish(message: dict[str, Any]) -> None:
+        if message["groupId"] == "g0":
+            raise ConnectionError("nobody listens")
+        heard.append(message["groupId"])
+
+    player = NightPlayer(plan, tmp_path / "raws", publish)
+    player.start()
+    deadline = time.monotonic() + 10.0
+    while player.playing and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert heard == ["g1"]
+    assert (player.announced, player.dropped) == (1, 2)
+    player.stop()
+
+
+def test_stopping_is_quick_and_nothing_comes_after_it(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, [0.05, 60.0], [0.0, 50.0], detectors=3)
+    root = tmp_path / "raws"
+    player = _player(plan, root, [])
+    player.start()
+    deadline = time.monotonic() + 10.0
+    while player.dropped < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    begin = time.monotonic()
+    player.stop()
+    assert time.monotonic() - begin < 2.0
+    assert not player.playing
+    there = sorted(root.rglob("*.fits"))
+    time.sleep(0.3)
+    assert sorted(root.rglob("*.fits")) == there
+    assert player.announced == 1
