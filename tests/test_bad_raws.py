@@ -28,6 +28,7 @@ _BAD = {
     "not-fits": (lambda o: b"\x89PNG\r\n" + bytes(range(256)) * 100, "not a FITS file"),
     "other-detector": (lambda o: o.raw(2, **identity("other-detector")), "is of detector 2"),
     "other-group": (lambda o: o.raw(1, **identity("somebody-else")), "is of group 'somebody-else'"),
+    "strange-filter": (lambda o: o.raw(1, **identity("strange-filter"), FILTER="u_99"), "filter 'u_99'"),
     "beyond-the-pole": (lambda o: o.raw(1, **identity("beyond-the-pole"), DEC=99.0), "can't be translated"),
 }
 

@@ -216,6 +216,8 @@ def test_certified_differently_since(cache: CacheRepo, central: Butler) -> None:
     assert _bias_at(cache.butler, 60001) is None  # only what holds now, when it is asked for
     cache.certify(NEW, a, span(60000, 60003))
     assert (_bias_at(cache.butler, 60001), _bias_at(cache.butler, 60004)) == (a, b)
+    cache.certify(NEW, a, span(59000, 59001))
+    assert _bias_at(cache.butler, 60001) is None
     # No longer certified in the collection that is searched first.
     cache.certify(OLD, elsewhere, span(60000, None))
     assert _bias_at(cache.butler, 60004) == elsewhere

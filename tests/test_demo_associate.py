@@ -114,6 +114,16 @@ def test_apdb_has_what_the_datasets_say(field: Field, apdb: Apdb) -> None:
     assert not apdb.containsVisitDetector(observed.conditions.exposure + 1, 4, None, None)
 
 
+def test_no_source_is_of_object_zero(field: Field) -> None:
+    """What the tables call 0 is NULL in the APDB, where 0 would be an ID."""
+    with sqlite3.connect(field.root / "apdb.db") as db:
+        (total, zero, none) = db.execute(
+            'SELECT count(*), sum("diaObjectId" = 0 OR "ssObjectId" = 0),'
+            ' sum("diaObjectId" IS NULL OR "ssObjectId" IS NULL) FROM "DiaSource"'
+        ).fetchone()
+    assert (zero or 0, none) == (0, total)
+
+
 def _candidates(*places: tuple[float, float], first_id: int = 1000) -> Table:
     n = len(places)
     table = Table(

@@ -58,6 +58,12 @@ def test_electrons_of_sky_and_stars(image: MaskedImage, observed: Observed) -> N
         assert above.sum() / true.sum() == pytest.approx(1.0, abs=0.015)
 
 
+def test_glow_of_the_bias_is_gone(image: MaskedImage, observed: Observed) -> None:
+    """The readout's glow is 14 electrons in the first rows."""
+    left = np.where(_good(image), image.image.array - observed.scene, np.nan)
+    assert abs(np.nanmedian(left[:4]) - np.nanmedian(left[60:100])) < 5.0
+
+
 def test_variance_is_that_of_the_noise(image: MaskedImage, observed: Observed) -> None:
     good = _good(image)
     left = (image.image.array - observed.scene) / np.sqrt(image.variance.array)

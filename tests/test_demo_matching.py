@@ -44,12 +44,13 @@ def test_near_and_far() -> None:
     assert list(result.truth["found"]) == [True, False]
 
 
-def test_across_zero_and_towards_the_pole() -> None:
-    step = 0.4 * ARCSEC
-    truth = _truth((360.0 - step, 60.0, 50.0))
-    result = match_night("g", 1, 0, "r", _found((step, 60.0)), truth)
-    # 0.8 arcsec of right ascension at declination 60 are 0.4.
-    assert list(result.truth["found"]) == [True]
+@pytest.mark.parametrize("ra", [0.0, 100.0])
+def test_across_zero_and_towards_the_pole(ra: float) -> None:
+    # 2 arcsec of right ascension at declination 60 are 1, and 3 are 1.5.
+    truth = _truth(((ra - ARCSEC) % 360.0, 60.0, 50.0))
+    for step, found in ((1.0, True), (2.0, False)):
+        result = match_night("g", 1, 0, "r", _found(((ra + step * ARCSEC) % 360.0, 60.0)), truth)
+        assert list(result.truth["found"]) == [found]
 
 
 def test_what_hardly_changed_excuses_no_detection() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
 
 from ppd.demo.night import NightPlan, PlannedVisit
 from ppd.demo.player import NightPlayer, next_visit
@@ -137,6 +139,43 @@ def test_a_night_is_played(tmp_path: Path) -> None:
     for raw in plan.visits[0].raws.values():
         assert (root / raw).read_bytes() == (tmp_path / "staged" / raw).read_bytes()
     assert not [p for p in root.rglob("*") if p.name.startswith(".")]
+
+
+class _Watcher(FileSystemEventHandler):
+    """Notes under which names files come to be."""
+
+    def __init__(self) -> None:
+        self.created: set[str] = set()
+        self.moved: dict[str, str] = {}
+
+    def on_created(self, event: FileSystemEvent) -> None:
+        if not event.is_directory:
+            self.created.add(Path(str(event.src_path)).name)
+
+    def on_moved(self, event: FileSystemEvent) -> None:
+        self.moved[Path(str(event.dest_path)).name] = Path(str(event.src_path)).name
+
+
+def test_what_is_renamed_had_a_name_that_nobody_reads(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, [0.1], [0.0], detectors=2)
+    root, watcher = tmp_path / "raws", _Watcher()
+    for raw in plan.visits[0].raws.values():
+        (root / raw).parent.mkdir(parents=True)
+    observer = Observer()
+    observer.schedule(watcher, str(root), recursive=True)
+    observer.start()
+    try:
+        _play(plan, root, [])
+        deadline = time.monotonic() + 5.0
+        while "raw0.fits" not in watcher.moved and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        observer.stop()
+        observer.join(5.0)
+    hidden = watcher.moved["raw0.fits"]
+    assert hidden.startswith(".")
+    # The other detector's is written in place, under its own name.
+    assert watcher.created == {hidden, "raw0.fits"}
 
 
 def test_a_visit_that_can_not_be_announced_does_not_end_the_night(tmp_path: Path) -> None:

@@ -53,6 +53,13 @@ def test_a_region_holds_its_patch_and_no_more() -> None:
         assert np.array(patch.grid().to_pixels(ra, dec)) == pytest.approx([x, y], abs=1e-6)
 
 
+def test_the_tract_is_centred_on_its_field() -> None:
+    for one in FIELDS:
+        patch = make_patches(one)[4]
+        middle = (patch.side - 1) / 2
+        assert patch.wcs().wcs_world2pix(one.ra, one.dec, 0) == pytest.approx([middle, middle], abs=1e-6)
+
+
 def test_the_dataset_gives_the_same_patches(field: Field) -> None:
     sky_map = field.butler.get("skyMap", skymap=SKYMAP, collections="skymaps")
     for tract, one in enumerate(FIELDS):

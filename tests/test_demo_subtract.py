@@ -73,6 +73,13 @@ def test_noise_is_that_of_the_variance(field: Field, observed: Observed) -> None
     assert (np.abs(pulls) > 5).mean() < 2e-3
 
 
+def test_variance_has_the_templates_too(field: Field, observed: Observed) -> None:
+    names = ("preliminary_visit_image", "template_detector", "difference_image")
+    science, template, difference = (float(np.median(field.get(n, observed).variance.array)) for n in names)
+    # The kernel is a mean over pixels: less noise comes through it than goes in.
+    assert science + 0.05 * template < difference < science + template
+
+
 def test_kernel(field: Field, observed: Observed) -> None:
     metadata = field.get("subtractImages_metadata", observed)["subtractImages"]
     assert metadata["template_cover"] == 1.0

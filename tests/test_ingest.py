@@ -349,8 +349,22 @@ def test_visit(good: Path, butler: Butler) -> None:
     assert _separation(region.region.getCentroid(), boresight) < 0.1
     whole = describe().focal_plane.regions(359.98, -12.4, 33.0)
     assert all(visit.region.contains(detector) for detector in whole.values())
-    assert region.region.contains(whole[4])
+    # Padded by 10 arcsec: pointings are off by a little.
+    assert region.region.contains(describe().focal_plane.regions(359.98, -12.4, 33.0, padding=9.9)[4])
     assert define_visit(butler, raw, describe()) == DEMO_EXPOSURE  # twice is once
+
+
+@pytest.mark.parametrize(("last", "systems"), [(3, [0, 2]), (4, [0])])
+def test_visit_systems(good: Path, tmp_path: Path, butler: Butler, last: int, systems: list[int]) -> None:
+    """An exposure that is one of several in its sequence is a visit of the one-to-one system only."""
+    record = {"instrument": DEMOCAM, "id": 2, "name": "by-seq-start-end"}
+    butler.registry.insertDimensionData("visit_system", record)
+    path = tmp_path / "a.fits"
+    _with_header(good, path, _card("SEQEND", str(last)))
+    ingest_raw(butler, _read(path), RUN, describe())
+    define_visit(butler, _read(path), describe())
+    found = butler.query_dimension_records("visit_system_membership", instrument=DEMOCAM)
+    assert sorted(membership.visit_system for membership in found) == systems
 
 
 @needs_lsstcam

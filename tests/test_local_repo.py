@@ -22,7 +22,8 @@ from repo_support import (
     put,
 )
 
-from ppd.cache.repo import CacheRepo, site_formatters
+from ppd.cache.repo import CacheRepo
+from ppd.cache.stores import site_formatters
 from ppd.messages import CacheView
 from ppd.workers.local_repo import clone_repo, remove_repo
 

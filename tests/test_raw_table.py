@@ -137,6 +137,14 @@ def test_forget() -> None:
     assert table.add(_raw("a", snap=0, size=101), known=True)
 
 
+def test_last_seen_are_remembered_longest() -> None:
+    table = RawTable(60.0, 1)
+    for group, size in (("a", 100), ("b", 100), ("a", 200), ("c", 100)):
+        assert table.add(_raw(group, size=size), known=True)
+    assert not table.add(_raw("a", size=200), known=True)
+    assert table.add(_raw("b"), known=True)
+
+
 def test_memory_is_bounded() -> None:
     table = RawTable(60.0, 10)
     for i in range(200):

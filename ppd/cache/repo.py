@@ -8,7 +8,7 @@ that no dataset is copied and no row inserted for a child.
 
 from __future__ import annotations
 
-__all__ = ["CacheRepo", "CacheStatistics", "site_formatters"]
+__all__ = ["CacheRepo", "CacheStatistics"]
 
 import contextlib
 import dataclasses
@@ -23,9 +23,7 @@ from pathlib import Path
 import sqlalchemy.exc
 from lsst.daf.butler import (
     Butler,
-    ButlerConfig,
     CollectionType,
-    Config,
     DataCoordinate,
     DatasetRef,
     DatasetType,
@@ -34,14 +32,9 @@ from lsst.daf.butler import (
 )
 
 from ..errors import SharedMemoryError
+from .stores import store_config, write_child_config
 
 _LOG = logging.getLogger(__name__)
-
-_CHAINED = "lsst.daf.butler.datastores.chainedDatastore.ChainedDatastore"
-_FILE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
-# `Butler.makeRepo` gives the stores of a chain these folders, whatever root
-# the configuration asks for.
-_SHARED_FOLDER = "FileDatastore_1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +69,7 @@ class CacheRepo:
         Bytes of datasets to hold at most.
     formatters : `~collections.abc.Mapping`, optional
         Formatters of the central repo that are not the middleware's own
-        choice (see `site_formatters`); children write with the same.
+        choice (see `ppd.cache.stores.site_formatters`); children write with the same.
 
     Notes
     -----
@@ -91,7 +84,7 @@ class CacheRepo:
         self.max_bytes = max_bytes
         self._held: dict[uuid.UUID, _Held] = {}
         self._leases: dict[str, frozenset[uuid.UUID]] = {}
-        # Of one data ID, all are in one collection and none overlaps another.
+        # By dataset type and data ID; no two validity ranges of one overlap.
         self._certified: dict[tuple[str, DataCoordinate], dict[uuid.UUID, tuple[str, Timespan]]] = {}
         self._chains: dict[str, tuple[str, ...]] = {}
         self._collections: set[str] = set()
@@ -103,12 +96,12 @@ class CacheRepo:
         self._evicted = 0
         Butler.makeRepo(
             str(self.root),
-            config=_store_config(formatters),
+            config=store_config(formatters),
             dimensionConfig=central.dimensions.dimensionConfig,
         )
         self.butler = Butler.from_config(str(self.root), writeable=True)
         self.child_config = place / "child-butler.yaml"
-        self._write_child_config()
+        write_child_config(self.root, self.child_config)
         (place / "snapshots").mkdir()
 
     def close(self) -> None:
@@ -246,8 +239,8 @@ class CacheRepo:
             return
         registry = self.butler.registry
         for other, (where, span) in list(known.items()):
-            # One in a collection that is searched earlier would hide this one.
-            if other == ref.id or where != collection or span.overlaps(timespan):
+            # Of another collection too: it may be searched before this one.
+            if other == ref.id or span.overlaps(timespan):
                 registry.decertify(where, ref.datasetType, span, dataIds=[ref.dataId])
                 del known[other]
         registry.certify(collection, [ref], timespan)
@@ -382,44 +375,6 @@ class CacheRepo:
             old.unlink(missing_ok=True)
             self._snapshot_users.pop(old, None)
 
-    def _write_child_config(self) -> None:
-        config = Config(str(self.root / "butler.yaml"))
-        stores = config["datastore", "datastores"]
-        roots = ("<butlerRoot>/local", str(self.root / _SHARED_FOLDER))
-        constraints: tuple[dict, dict] = ({"accept": ["all"]}, {"reject": ["all"]})
-        for store, root, constraint in zip(stores, roots, constraints, strict=True):
-            store["root"] = root
-            store["constraints"] = constraint
-        config["datastore", "datastores"] = stores
-        with self.child_config.open("w") as stream:
-            config.dump(stream)
-        self.child_config.chmod(0o600)
-
-
-def site_formatters(uri: str) -> dict[str, object]:
-    """Read what a repo's own configuration says about formatters.
-
-    Parameters
-    ----------
-    uri : `str`
-        The repo, or its configuration file.
-
-    Returns
-    -------
-    formatters : `dict`
-        Empty if the repo uses the middleware's choice.  Of chained stores,
-        the first that says something counts.
-    """
-    path = ButlerConfig(uri).configFile
-    if path is None:
-        return {}
-    store = Config(path).get("datastore", Config())
-    for part in (store, *store.get("datastores", ())):
-        own = Config(part).get("formatters") or Config(part).get(("datastore", "formatters"))
-        if own:
-            return Config(own).toDict()
-    return {}
-
 
 def _is_full(error: Exception) -> bool:
     """Whether an error says that there is no room."""
@@ -428,26 +383,3 @@ def _is_full(error: Exception) -> bool:
     if isinstance(error, sqlite3.Error):
         return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _store_config(formatters: Mapping[str, object] | None) -> Config:
-    """Configuration of the cache's two chained stores."""
-    extra = {"formatters": dict(formatters)} if formatters else {}
-    stores = [
-        {
-            "datastore": {
-                "cls": _FILE,
-                "name": name,
-                "root": f"<butlerRoot>/{name}",
-                # Records of two stores in one registry must not share a table.
-                "records": {"table": f"{name}_datastore_records"},
-                "create": True,
-                "constraints": constraint,
-                **extra,
-            }
-        }
-        for name, constraint in (("local", {"reject": ["all"]}), ("shared", {"accept": ["all"]}))
-    ]
-    config = Config()
-    config["datastore"] = {"cls": _CHAINED, "datastores": stores}
-    return config

@@ -20,7 +20,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="ppd.demo", description="A simulated night against a real ppd.")
     parser.add_argument("--visits", type=int, default=6, help="visits of nine detectors (default 6)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the sky (default 1)")
-    parser.add_argument("--cadence", type=float, default=14.0, help="seconds from visit to visit")
+    # Two processors need ten seconds or so for a visit: one is done before the next.
+    parser.add_argument(
+        "--cadence", type=float, default=18.0, help="seconds from visit to visit (default 18)"
+    )
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="where the results go")
     arguments = parser.parse_args()
     if arguments.visits < 1 or arguments.cadence <= 0:

@@ -70,7 +70,7 @@ def load_plan(path: Path) -> NightPlan:
 
 
 def simulate_night(
-    directory: Path, *, visits: int = 6, seed: int = 1, cadence: float = 13.0, workers: int = 2
+    directory: Path, *, visits: int = 6, seed: int = 1, cadence: float = 18.0, workers: int = 2
 ) -> NightPlan:
     """Simulate everything that exists before and during a night.
 
@@ -95,8 +95,8 @@ def simulate_night(
         The plan, as written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    # The simulation itself takes about two seconds per visit: the times in the
-    # headers should be those at which the night is played.
+    # The times in the headers should be those at which the night is played:
+    # after the simulation, ppd-init and ppd's start, half a minute from now.
     begin = time.time() + 20.0 + 2.0 * visits
     night_mjd = float(Time(begin + TAI_MINUS_UTC, format="unix_tai", scale="tai").mjd)
     conditions = [plan_conditions(number, seed, begin, cadence) for number in range(visits)]

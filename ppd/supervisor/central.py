@@ -21,11 +21,17 @@ from pathlib import Path
 
 import astropy.time
 import sqlalchemy.exc
-from lsst.daf.butler import Butler, CollectionType, DimensionRecord, MissingDatasetTypeError, Timespan
+from lsst.daf.butler import (
+    Butler,
+    DimensionRecord,
+    MissingDatasetTypeError,
+    Timespan,
+)
 from lsst.daf.butler.registry import DataIdError
 
 from ..cache.place import choose_place, remove_place
-from ..cache.repo import CacheRepo, CacheStatistics, site_formatters
+from ..cache.repo import CacheRepo, CacheStatistics
+from ..cache.stores import site_formatters
 from ..config import Settings
 from ..deployment import date_string, run_name
 from ..errors import CentralUnavailableError, ConfigurationError, NotInitializedError, SharedMemoryError
@@ -34,6 +40,7 @@ from ..instruments.description import InstrumentDescription
 from ..messages import CacheView, InputType, PipelineSummary
 from ..visit import BareVisit
 from .inbox import Inbox
+from .input_collections import find_collections
 from .resolve import Resolution, VisitConstraints, resolve_inputs
 from .statements import StatementCounter
 
@@ -335,24 +342,12 @@ class CentralReader:
         return "; ".join(reasons)
 
     def _mirror(self) -> list[str]:
-        """Give the cache central's chains; one query, whatever changed."""
-        instrument = self._settings.instrument
-        umbrella = f"{instrument}/defaults"
+        """Give the cache central's chains, and say where inputs are searched."""
         self.butler.registry.refresh_collection_summaries()
-        infos = self.butler.collections.query_info([umbrella], flatten_chains=False)
-        chains: dict[str, tuple[str, ...]] = {}
-        calibrations: set[str] = set()
-        pending = list(infos)
-        while pending:
-            info = pending.pop()
-            if info.type is CollectionType.CHAINED:
-                # Innermost first: a chain must find its children.
-                chains = {info.name: info.children, **chains}
-                pending += self.butler.collections.query_info(list(info.children))
-            elif info.type is CollectionType.CALIBRATION:
-                calibrations.add(info.name)
-        self._cache.mirror_collections(chains, calibrations)
-        return [umbrella]
+        found = find_collections(self.butler, self._settings.instrument)
+        self._cache.mirror_collections(found.chains, found.calibrations)
+        self._cache.register_runs(found.runs)
+        return list(found.search)
 
     def _constraints(self, visit: BareVisit, detectors: tuple[int, ...]) -> VisitConstraints:
         regions: Mapping = {}

@@ -117,6 +117,9 @@ class Lifecycle:
         with bound(group=visit.groupId):
             _LOG.info("Visit %s accepted for %d detectors.", visit.identity, len(entry.detectors))
         delay = _GATHER_SECONDS if entry.fanned_out else 0.0
+        for detector in entry.detectors:
+            # Raws that came before have found their visit: they don't expire.
+            self.raws.of(visit.groupId, detector)
         entry = self.table.add(entry)
         entry.resolve_at = time.monotonic() + delay
 

@@ -293,6 +293,14 @@ class _Life:
             self._event("exposure_dropped", exposure=raw.exposure, reason=reason)
             return reason
         bind(exposure=raw.exposure)
+        physical_filter = raw.info.physical_filter
+        if not self.butler.query_dimension_records(
+            "physical_filter", instrument=self.key.instrument, physical_filter=physical_filter, explain=False
+        ):
+            reason = f"Raw {message.path}: its filter {physical_filter!r} is unknown."
+            _LOG.error("Raw refused: %s", reason)
+            self._event("raw_refused", path=message.path, snap=message.snap, reason=reason)
+            return reason
         ingest_raw(self.butler, raw, self.raw_run, self.description)
         self.visit_ids.append(define_visit(self.butler, raw, self.description))
         self.exposures[raw.exposure] = raw
