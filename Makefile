@@ -16,7 +16,8 @@ test: venv
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: venv
-	$(BIN)/ruff check ppd tests
+	$(BIN)/ruff check ppd tests tools/report-picture
+	$(BIN)/ruff format --check --quiet ppd tests
 	$(BIN)/mypy
 
 venv: $(STAMP)

@@ -127,7 +127,8 @@ def _headline(summary: dict[str, Any]) -> str:
 
 
 def _span_key() -> str:
-    keys = "".join(f'<i style="background:{colour}"></i>{name}' for _, _, name, colour in SPANS)
+    colours = {name: colour for _, _, name, colour in SPANS}
+    keys = "".join(f'<i style="background:{colour}"></i>{name}' for name, colour in colours.items())
     return f'<p class="key-line">{keys}</p>'
 
 

@@ -17,7 +17,9 @@ from .report_images import GAP, TILE, tile_corner
 SPANS = (
     ("accepted", "inputs_ready", "find inputs", "#56b4e9"),
     ("inputs_ready", "ready", "fork, open repo", "#0072b2"),
-    ("ready", "raw_closed", "wait for the raw", "#c8ccd2"),
+    ("ready", "preprocess_start", "wait for a processor", "#f0d28a"),
+    ("preprocess_start", "preprocess_end", "pre-process", "#8fd3bb"),
+    ("preprocess_end", "raw_closed", "wait for the raw", "#c8ccd2"),
     ("raw_closed", "ingested", "ingest", "#d55e00"),
     ("ingested", "main_start", "wait for a processor", "#f0d28a"),
     ("main_start", "first_task", "build the graph", "#e69f00"),
@@ -99,9 +101,12 @@ def timeline_chart(history: NightHistory) -> str:
         told = []
         for start, stop, name, colour in SPANS:
             a, b = t.times.get(start), t.times.get(stop)
-            # A raw may be there before its child is, so the wait has no length.
+            # A raw may be there before its child is ready for it: then the
+            # wait for it has no length.
             if start == "raw_closed" and a is not None:
-                a = max(a, t.times.get("ready", a))
+                a = max(a, t.times.get("ready", a), t.times.get("preprocess_end", a))
+            if start == "preprocess_end" and a is None:
+                a = t.times.get("ready")  # there is no pre-processing
             if a is None or b is None or b <= a:
                 continue
             told.append(f"{name} {b - a:.2f} s")

@@ -1,0 +1,52 @@
+"""What is written down is so: links lead somewhere, counts and exit codes are those of the code."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+# How the supervisor counts, whatever object it does it through.
+_COUNTED = re.compile(r"""counters\.(?:add|error)\(\s*"(\w+)"|\.fault\(\s*d,\s*"(\w+)\"""")
+_TABLES = re.compile(r'\(\w+Error, "(\w+)",|"\w+": "(\w+)",')
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_decisions_are_listed() -> None:
+    listed = set(re.findall(r"\((\d{4}[\w-]+\.md)\)", (ROOT / "docs/decisions/README.md").read_text()))
+    assert listed == {p.name for p in (ROOT / "docs/decisions").glob("0*.md")}
+
+
+def test_every_count_is_explained() -> None:
+    used: set[str] = set()
+    for path in (ROOT / "ppd" / "supervisor").glob("*.py"):
+        text = path.read_text()
+        used.update(a or b for a, b in _COUNTED.findall(text))
+        if path.name in ("commands.py", "lifecycle.py"):
+            used.update(name for pair in _TABLES.findall(text) for name in pair if name)
+    explained = set(re.findall(r"`(\w+)`", (ROOT / "docs/commands.md").read_text().partition("counts\n")[2]))
+    assert len(used) > 20
+    assert used == explained, used ^ explained
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
+def test_units() -> None:
+    units = sorted(str(p) for p in (ROOT / "systemd").iterdir())
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=60, check=False
+    )
+    # Its programs are not installed on the machine that runs the tests.
+    faults = [line for line in done.stderr.splitlines() if "is not executable" not in line]
+    assert faults == []
