@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -188,11 +190,24 @@ def test_a_night_without_outputs(plan: NightPlan, tmp_path: Path) -> None:
 
 def test_timeline_has_a_bar_for_every_span(history: NightHistory) -> None:
     chart = timeline_chart(history)
-    for _, _, name, colour in SPANS:
-        bars = chart.count(f'fill="{colour}"')
-        assert bars == len(history.timelines), name
+    # It waits for a processor twice: for pre-processing and for the main pipeline.
+    for colour, spans in Counter(colour for *_, colour in SPANS).items():
+        assert chart.count(f'fill="{colour}"') == spans * len(history.timelines), colour
+    assert len({name for _, _, name, _ in SPANS}) == len({colour for *_, colour in SPANS})
     assert chart.count('class="fail"') == 1
     assert "<b>" not in chart
+
+
+def test_raw_that_came_before_its_child(history: NightHistory) -> None:
+    """The time until its child takes it is not told as ingest, nor as waiting for the raw."""
+    early = dataclasses.replace(history.timelines[0], times=dict(history.timelines[0].times))
+    early.times["raw_closed"] = early.times["accepted"] - 5.0
+    chart = timeline_chart(NightHistory(history.visits, [early], {}))
+    told = re.search(r"<title>(.*?)</title>", chart)
+    assert told is not None
+    assert "wait for the raw" not in told[1]
+    since = max(early.times["ready"], early.times["preprocess_end"])
+    assert f"ingest {early.times['ingested'] - since:.2f} s" in told[1]
 
 
 def test_marks(results: list[DetectorResult]) -> None:
