@@ -273,11 +273,8 @@ class Settings(_Frozen):
     rotation_tolerance: _Grace = 1.0
     """Degrees that an exposure's rotation may differ from the announced one."""
 
-    drain_grace: _Grace = 300.0
-    """Seconds that a drain waits for visits at work before it stops them."""
-
     stop_grace: _Grace = 10.0
-    """Seconds from SIGTERM to SIGKILL for a child."""
+    """Seconds that children at work have to finish when ppd is told to stop."""
 
     initialize_automatically: bool = False
     """Whether the supervisor does ppd-init's work itself when a new day or deployment begins."""
