@@ -18,10 +18,12 @@ from lsst.pipe.base.utils import RegionTimeInfo
 from ppd.demo.camera import INSTRUMENT
 from ppd.demo.central import build_apdb, build_central, known_movers
 from ppd.demo.democam import describe
+from ppd.demo.matching import DetectorResult, match_night
 from ppd.demo.night import plan_conditions
 from ppd.demo.raws import Conditions, simulate_raw, write_raw
 from ppd.demo.sky import FIELDS, Sky, make_sky
 from ppd.demo.skymap import SKYMAP
+from ppd.demo.tasks.alerts import PackageAlertsTask
 from ppd.demo.truth import TRUTH_COLUMNS, true_changes
 from ppd.visit import TAI_MINUS_UTC
 from ppd.workers.ingest import ingest_raw, load_translators, read_raw
@@ -174,3 +176,42 @@ def run_pipeline(field: Field, name: str, run: str, where: str, *inputs: str) ->
     assert len(graph) == len(pipeline.task_labels)
     executor.pre_execute_qgraph(graph, register_dataset_types=True, save_versions=False)
     executor.run_pipeline(graph, fail_fast=True)
+
+
+def detector_results(field: Field) -> list[DetectorResult]:
+    """Match what was detected with what is true."""
+    return [
+        match_night(
+            o.conditions.group,
+            o.conditions.exposure,
+            o.detector,
+            "r",
+            field.get("dia_source_detector", o),
+            o.truth,
+        )
+        for o in field.observed
+    ]
+
+
+def alert_task(folder: Path, **config: Any) -> PackageAlertsTask:
+    """Make a task that writes alerts to a folder."""
+    made = PackageAlertsTask.ConfigClass()
+    made.alertDirectory = str(folder)
+    for name, value in config.items():
+        setattr(made, name, value)
+    made.validate()
+    return PackageAlertsTask(config=made)
+
+
+def alert_inputs(field: Field, name: str) -> dict[str, Any]:
+    """Return what that task runs on, of the first image."""
+    observed = field.observed[0]
+    return {
+        "sources": field.get("dia_source_detector", observed),
+        "objects": field.get("dia_object_detector", observed),
+        "history": None,
+        "science": field.get("preliminary_visit_image", observed).image,
+        "template": field.get("template_detector", observed).image,
+        "difference": field.get("difference_image", observed).image,
+        "name": name,
+    }

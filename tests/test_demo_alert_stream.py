@@ -12,13 +12,12 @@ from typing import Any
 import fastavro
 import lsst.alert.packet
 import pytest
-from demo_support import PIPELINES, Field, shared_field
+from demo_support import PIPELINES, Field, alert_inputs, alert_task, shared_field
 from lsst.pex.config import FieldValidationError
 
 from ppd.config import Settings
 from ppd.demo.tasks import alert_stream
 from ppd.demo.tasks.alert_stream import AlertStreamError, from_wire, send_packets, to_wire
-from ppd.demo.tasks.alerts import PackageAlertsTask
 from ppd.pipelines import load_pipeline
 
 kafka = pytest.importorskip("confluent_kafka")
@@ -72,28 +71,6 @@ def _consume(broker: str, topic: str, count: int) -> dict[str, bytes]:
         consumer.close()
 
 
-def _task(folder: Path, **config: Any) -> PackageAlertsTask:
-    made = PackageAlertsTask.ConfigClass()
-    made.alertDirectory = str(folder)
-    for name, value in config.items():
-        setattr(made, name, value)
-    made.validate()
-    return PackageAlertsTask(config=made)
-
-
-def _inputs(field: Field) -> dict[str, Any]:
-    observed = field.observed[0]
-    return {
-        "sources": field.get("dia_source_detector", observed),
-        "objects": field.get("dia_object_detector", observed),
-        "history": None,
-        "science": field.get("preliminary_visit_image", observed).image,
-        "template": field.get("template_detector", observed).image,
-        "difference": field.get("difference_image", observed).image,
-        "name": "sent",
-    }
-
-
 def _of_file(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as stream:
         return list(fastavro.reader(stream))
@@ -106,8 +83,8 @@ def test_packets_arrive(broker: str) -> None:
 
 
 def test_alerts_arrive_and_are_those_of_the_file(field: Field, broker: str, tmp_path: Path) -> None:
-    task = _task(tmp_path, kafkaBootstrap=broker, kafkaTopic="alerts", kafkaTimeout=SECONDS)
-    summary = task.run(**_inputs(field)).summary
+    task = alert_task(tmp_path, kafkaBootstrap=broker, kafkaTopic="alerts", kafkaTimeout=SECONDS)
+    summary = task.run(**alert_inputs(field, "sent")).summary
     alerts = {str(a["diaSourceId"]): a for a in _of_file(tmp_path / "sent.avro")}
     assert len(alerts) == summary["n_alerts"] >= 5
     messages = _consume(broker, "alerts", len(alerts))
@@ -121,10 +98,10 @@ def test_alerts_arrive_and_are_those_of_the_file(field: Field, broker: str, tmp_
 
 def test_a_stream_that_is_not_there(field: Field, nobody: str, tmp_path: Path) -> None:
     """It fails in time, and the alerts are in the file."""
-    task = _task(tmp_path, kafkaBootstrap=nobody, kafkaTimeout=2.0)
+    task = alert_task(tmp_path, kafkaBootstrap=nobody, kafkaTimeout=2.0)
     begin = time.monotonic()
     with pytest.raises(AlertStreamError, match=r"were not taken.*sent\.avro"):
-        task.run(**_inputs(field))
+        task.run(**alert_inputs(field, "sent"))
     assert 1.0 < time.monotonic() - begin < 8.0
     assert len(_of_file(tmp_path / "sent.avro")) >= 5
 
@@ -140,9 +117,9 @@ def test_without_a_stream_there_is_just_the_file(
     field: Field, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alert_stream, "confluent_kafka", None)  # as where it is not installed
-    assert _task(tmp_path).run(**_inputs(field)).summary["n_alerts"] >= 5
+    assert alert_task(tmp_path).run(**alert_inputs(field, "sent")).summary["n_alerts"] >= 5
     with pytest.raises(FieldValidationError, match="not installed"):
-        _task(tmp_path, kafkaBootstrap="broker:9092")
+        alert_task(tmp_path, kafkaBootstrap="broker:9092")
     with pytest.raises(AlertStreamError, match="not installed"):
         send_packets("broker:9092", "alerts", {"1": b"x"}, timeout=1.0)
 

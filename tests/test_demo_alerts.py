@@ -11,9 +11,8 @@ import fastavro
 import lsst.alert.packet
 import numpy as np
 import pytest
-from demo_support import Field, Observed, shared_field
+from demo_support import Field, Observed, alert_inputs, alert_task, shared_field
 
-from ppd.demo.tasks.alerts import PackageAlertsTask
 from ppd.demo.tasks.stamps import STAMP_SIDE, fits_stamp
 
 
@@ -139,38 +138,17 @@ def test_stamps_at_the_edge_are_nan_outside(x: float, y: float, inside: int) -> 
         assert stamp[15, 15] == image[round(y), round(x)]
 
 
-def _task(folder: Path, **config: Any) -> PackageAlertsTask:
-    made = PackageAlertsTask.ConfigClass()
-    made.alertDirectory = str(folder)
-    for name, value in config.items():
-        setattr(made, name, value)
-    return PackageAlertsTask(config=made)
-
-
-def _inputs(field: Field) -> dict[str, Any]:
-    observed = field.observed[0]
-    return {
-        "sources": field.get("dia_source_detector", observed),
-        "objects": field.get("dia_object_detector", observed),
-        "history": None,
-        "science": field.get("preliminary_visit_image", observed).image,
-        "template": field.get("template_detector", observed).image,
-        "difference": field.get("difference_image", observed).image,
-        "name": "again",
-    }
-
-
 def test_no_sources_no_file(field: Field, tmp_path: Path) -> None:
-    inputs = _inputs(field)
-    result = _task(tmp_path / "alerts").run(**{**inputs, "sources": inputs["sources"][:0]})
+    inputs = alert_inputs(field, "again")
+    result = alert_task(tmp_path / "alerts").run(**{**inputs, "sources": inputs["sources"][:0]})
     assert result.summary["n_alerts"] == 0
     assert result.summary["paths"] == []
     assert not (tmp_path / "alerts").exists()
 
 
 def test_the_file_is_there_whole_or_not_at_all(field: Field, tmp_path: Path) -> None:
-    inputs = _inputs(field)
-    task = _task(tmp_path)
+    inputs = alert_inputs(field, "again")
+    task = alert_task(tmp_path)
     task.run(**inputs)
     first = _read(tmp_path / "again.avro")[1]
     broken = inputs["sources"].copy()

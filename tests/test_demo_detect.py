@@ -5,12 +5,12 @@ from __future__ import annotations
 import astropy.units as u
 import numpy as np
 import pytest
-from demo_support import Field, shared_field
+from demo_support import Field, detector_results, shared_field
 from lsst.images import DetectorFrame, Image, Mask, MaskedImage, SkyProjection
 
 from ppd.demo.calibs import camera_dict
 from ppd.demo.drawing import Psf, draw_points
-from ppd.demo.matching import DetectorResult, match_night
+from ppd.demo.matching import DetectorResult
 from ppd.demo.tasks.astrometry import header_wcs
 from ppd.demo.tasks.detect import DetectAndMeasureTask, reliability
 from ppd.demo.tasks.masks import DIFFERENCE_SCHEMA
@@ -24,17 +24,7 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Field:
 
 @pytest.fixture(scope="module")
 def results(field: Field) -> list[DetectorResult]:
-    return [
-        match_night(
-            o.conditions.group,
-            o.conditions.exposure,
-            o.detector,
-            "r",
-            field.get("dia_source_detector", o),
-            o.truth,
-        )
-        for o in field.observed
-    ]
+    return detector_results(field)
 
 
 def test_complete(results: list[DetectorResult]) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from demo_support import SEED, Field, shared_field
+from demo_support import SEED, Field, detector_results, shared_field
 from PIL import Image as PillowImage
 
 from ppd.demo.history import NightHistory, Timeline
-from ppd.demo.matching import DetectorResult, match_night
+from ppd.demo.matching import DetectorResult
 from ppd.demo.night import NightPlan, PlannedVisit
 from ppd.demo.report import write_report
 from ppd.demo.report_charts import SPANS, completeness_chart, marks, timeline_chart
@@ -63,17 +63,7 @@ def plan(field: Field) -> NightPlan:
 
 @pytest.fixture(scope="module")
 def results(field: Field) -> list[DetectorResult]:
-    return [
-        match_night(
-            o.conditions.group,
-            o.conditions.exposure,
-            o.detector,
-            "r",
-            field.get("dia_source_detector", o),
-            o.truth,
-        )
-        for o in field.observed
-    ]
+    return detector_results(field)
 
 
 @pytest.fixture(scope="module")
