@@ -7,13 +7,17 @@ ARGS ?=
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test lint clean venv
+.PHONY: demo test bench lint clean venv
 
 demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
 
 test: venv
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	$(BIN)/python -m bench $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check ppd tests tools/report-picture

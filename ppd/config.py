@@ -201,6 +201,18 @@ class Settings(_Frozen):
     cache_bytes: _Bytes = 4 * 2**30
     """The cache's size limit, bytes."""
 
+    inherit_bytes: _Bytes = 64 * 2**20
+    """Memory for small inputs that are read once, before the fork, for all children; 0: none is."""
+
+    transfer_workers: _Count = 8
+    """How many files are fetched from the central repo at once."""
+
+    warm_ahead: bool = True
+    """Whether calibs and other lasting inputs of all detectors are fetched when there is time."""
+
+    nursery_max_age: _Seconds = 43200.0
+    """Seconds after which a fresh nursery takes the place of the old one, without a gap."""
+
     shm_min_free: _Bytes = 256 * 2**20
     """Bytes that must be free where the cache goes."""
 

@@ -25,6 +25,7 @@ __all__ = [
     "Job",
     "MessageError",
     "NoMoreRaws",
+    "NurseryPrepared",
     "NurseryReady",
     "NurserySetup",
     "PermitGrant",
@@ -32,7 +33,10 @@ __all__ = [
     "PermitReturn",
     "PhaseEvent",
     "PipelineSummary",
+    "Pointing",
+    "PrepareNursery",
     "RawArrived",
+    "Retire",
     "SetupFailed",
     "ShutDown",
     "decode",
@@ -43,6 +47,7 @@ import re
 from typing import Annotated, Any, Literal
 
 import pydantic
+from annotated_types import Interval
 
 FailureClass = Literal["retriable", "final", "ignorable"]
 """What a failure has changed outside ppd (invariant 7 of the design)."""
@@ -187,6 +192,41 @@ class Exited(_Message):
     """Exit code; negative: the signal that ended it."""
 
 
+class PrepareNursery(_Message):
+    """Read into memory what the children of the next visits will use."""
+
+    kind: Literal["prepare_nursery"] = "prepare_nursery"
+    view: CacheView
+    """A registry copy to open, as a child would."""
+    datasets: tuple[str, ...]
+    """UUIDs of the datasets to read; what else was read is forgotten."""
+    max_bytes: int
+    """Bytes of memory to use at most."""
+    holder: str
+    """Name of the lease on all this."""
+
+
+class NurseryPrepared(_Message):
+    """The nursery has read what it was asked to, as far as it could."""
+
+    kind: Literal["nursery_prepared"] = "nursery_prepared"
+    holder: str
+    held: int
+    """How many datasets it holds in memory now."""
+    bytes: int
+    """How much memory they take, by the growth of the process."""
+    seconds: float
+    quick: bool
+    """Whether children open their repos the quick way."""
+    trouble: str = ""
+
+
+class Retire(_Message):
+    """Fork no more, and end when the last child has ended: another nursery has taken over."""
+
+    kind: Literal["retire"] = "retire"
+
+
 class ShutDown(_Message):
     """End; children still alive are ended too."""
 
@@ -200,7 +240,9 @@ class ChildReady(_Message):
     key: DetectorKey
     pid: int
     seconds: float
-    """From the start of the child to here."""
+    """From the fork to here."""
+    opened: float
+    """From the fork to the open Butler, seconds."""
 
 
 class ChildHeartbeat(_Message):
@@ -294,13 +336,30 @@ class CancelWork(_Message):
     reason: str
 
 
+class Pointing(_Message):
+    """Where the telescope may point."""
+
+    ra: Annotated[float, Interval(ge=-360.0, le=360.0)] | None = None
+    """ICRS degrees; without a position only what does not depend on it is meant."""
+    dec: Annotated[float, Interval(ge=-90.0, le=90.0)] | None = None
+    """ICRS degrees."""
+    physical_filter: str | None = None
+    """Without a filter only what does not depend on it is meant."""
+
+
 class ControlRequest(_Message):
     """A command of ``ppdctl`` or of a player that announces a visit."""
 
     kind: Literal["control_request"] = "control_request"
-    command: Literal["status", "submit", "drain", "stop"]
+    command: Literal["status", "submit", "inputs", "prefetch", "drain", "stop"]
     visit: Any = None
     """The nextVisit message, for ``submit``: text or object, as it came."""
+    group: str | None = None
+    """Whose inputs, for ``inputs``."""
+    detector: int | None = None
+    """Only this detector's, for ``inputs``."""
+    pointings: tuple[Pointing, ...] = ()
+    """What to fetch, for ``prefetch``."""
 
 
 class ControlReply(_Message):
@@ -310,7 +369,7 @@ class ControlReply(_Message):
     ok: bool
     error: str | None = None
     code: str = "ok"
-    """``ok``, ``malformed``, ``stale``, ``duplicate``, ``ignored``, ``unavailable``."""
+    """``ok``, ``malformed``, ``stale``, ``duplicate``, ``ignored``, ``unavailable``, ``unknown``."""
     result: dict[str, Any] = {}
 
 
@@ -321,6 +380,9 @@ _AnyMessage = Annotated[
     | ForkRequest
     | Forked
     | Exited
+    | PrepareNursery
+    | NurseryPrepared
+    | Retire
     | ShutDown
     | ChildReady
     | ChildHeartbeat

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lsst.daf.butler import Butler, DatasetRef, Timespan
+from lsst.resources import ResourcePath
+from lsst.resources.file import FileResourcePath
 from repo_support import (
     CALIB,
     DEFAULTS,
@@ -71,11 +75,11 @@ def _models(central: Butler, count: int, size: int = SIZE) -> list[DatasetRef]:
 
 def test_fetched_once(cache: CacheRepo, central: Butler) -> None:
     a, b = _models(central, 2)
-    assert cache.fetch(central, [a, a], NONE) == 1
+    assert cache.fetch(central, [a, a], NONE).count == 1
     inode = next(iter(dataset_files(cache.root))).stat().st_ino
-    assert cache.fetch(central, [a], NONE) == 0
-    assert cache.fetch(central, [a, b, a], NONE) == 1
-    assert cache.fetch(central, [b, a], ids_of(a)) == 0
+    assert cache.fetch(central, [a], NONE).count == 0
+    assert cache.fetch(central, [a, b, a], NONE).count == 1
+    assert cache.fetch(central, [b, a], ids_of(a)).count == 0
     assert len(dataset_files(cache.root)) == 2
     assert inode in {path.stat().st_ino for path in dataset_files(cache.root)}
     statistics = cache.statistics()
@@ -96,7 +100,7 @@ def test_least_recently_used_goes_first(place: Path, central: Butler) -> None:
     cache.fetch(central, [a], NONE)
     cache.fetch(central, [d], NONE)
     assert _held(cache, a, b, c, d) == [True, False, True, True]
-    assert cache.fetch(central, [b], NONE) == 1
+    assert cache.fetch(central, [b], NONE).count == 1
     assert _held(cache, a, b, c, d) == [True, True, False, True]
     assert cache.statistics().evicted == 2
     cache.close()
@@ -180,10 +184,10 @@ def _rows(snapshot: Path) -> int:
 def test_certified(cache: CacheRepo, central: Butler, tmp_path: Path) -> None:
     early, late = (put(central, "bias", f"bias/{i}", detector=4) for i in range(2))
     cache.fetch(central, [early, late], NONE)
-    cache.certify(NEW, early, span(60000, 60010))
-    cache.certify(NEW, late, span(60010, None))
+    cache.certify([(NEW, early, span(60000, 60010))])
+    cache.certify([(NEW, late, span(60010, None))])
     first = cache.lease("a", ids_of(early))
-    cache.certify(NEW, early, span(60000, 60010))
+    cache.certify([(NEW, early, span(60000, 60010))])
     assert cache.lease("a", ids_of(early)) == first  # nothing new
     with clone(cache, tmp_path / "child", "child", early, late) as child:
         for time, expected in ((60000, early), (60009.999, early), (60010, late), (70000, late)):
@@ -206,20 +210,20 @@ def test_certified_differently_since(cache: CacheRepo, central: Butler) -> None:
     a, b, elsewhere = (put(central, "bias", f"bias/{i}", detector=4) for i in range(3))
     neighbour = put(central, "bias", "bias/0", detector=5)
     cache.fetch(central, [a, b, elsewhere, neighbour], NONE)
-    cache.certify(NEW, a, span(60000, None))
-    cache.certify(NEW, neighbour, span(60000, None))
-    cache.certify(NEW, a, span(60000, 60005))
+    cache.certify([(NEW, a, span(60000, None))])
+    cache.certify([(NEW, neighbour, span(60000, None))])
+    cache.certify([(NEW, a, span(60000, 60005))])
     assert _bias_at(cache.butler, 60004) == a
     assert _bias_at(cache.butler, 60006) is None
-    cache.certify(NEW, b, span(60003, None))
+    cache.certify([(NEW, b, span(60003, None))])
     assert _bias_at(cache.butler, 60004) == b
     assert _bias_at(cache.butler, 60001) is None  # only what holds now, when it is asked for
-    cache.certify(NEW, a, span(60000, 60003))
+    cache.certify([(NEW, a, span(60000, 60003))])
     assert (_bias_at(cache.butler, 60001), _bias_at(cache.butler, 60004)) == (a, b)
-    cache.certify(NEW, a, span(59000, 59001))
+    cache.certify([(NEW, a, span(59000, 59001))])
     assert _bias_at(cache.butler, 60001) is None
     # No longer certified in the collection that is searched first.
-    cache.certify(OLD, elsewhere, span(60000, None))
+    cache.certify([(OLD, elsewhere, span(60000, None))])
     assert _bias_at(cache.butler, 60004) == elsewhere
     assert _bias_at(cache.butler, 60001, detector=5) == neighbour
 
@@ -230,7 +234,7 @@ def test_evicted_calib_is_certified_no_more(place: Path, central: Butler) -> Non
     certify(central, a, 60000, None)
     for ref in (a, b, a):
         cache.fetch(central, [ref], NONE)
-        cache.certify(NEW, ref, span(60000, None))
+        cache.certify([(NEW, ref, span(60000, None))])
         assert _bias_at(cache.butler, 60001) == ref
     assert cache.statistics().evicted == 2
     cache.close()
@@ -238,20 +242,57 @@ def test_evicted_calib_is_certified_no_more(place: Path, central: Butler) -> Non
 
 @pytest.mark.parametrize("gone", ["file", "record"])
 def test_file_that_is_gone(cache: CacheRepo, central: Butler, tmp_path: Path, gone: str) -> None:
-    """The file, or what central's datastore knows of it: an error, and nothing is left of it."""
-    good, bad, more = _models(central, 3)
+    """The file, or what central's datastore knows of it: it alone fails, and nothing is left of it."""
+    good, bad, more, *_ = refs = _models(central, 8)
     if gone == "file":
         Path(central.getURI(bad).ospath).unlink()
     else:
         central.pruneDatasets([bad], unstore=True, disassociate=False)
-    with pytest.raises(FileNotFoundError):
-        cache.fetch(central, [good, bad], NONE)
-    assert _held(cache, good, bad) == [False, False]
-    assert cache.statistics().bytes_held == 0
-    assert cache.fetch(central, [good, more], NONE) == 2
+    fetched = cache.fetch(central, refs, NONE)
+    assert list(fetched.failed) == [bad.id]
+    assert "its file is gone" in fetched.failed[bad.id].reason and not fetched.failed[bad.id].retry
+    assert fetched.count == len(refs) - 1
+    assert _held(cache, good, bad) == [True, False]
+    assert cache.statistics().datasets == len(refs) - 1
     with clone(cache, tmp_path / "child", "child", good, more) as child:
         assert child.get(good)["fill"] == "x" * SIZE
         assert child.get_dataset(bad.id) is None
+
+
+@pytest.mark.parametrize("size", [0, SIZE - 1, SIZE + 1000])
+def test_file_of_another_size(cache: CacheRepo, central: Butler, tmp_path: Path, size: int) -> None:
+    """Cut short or written to since: never given to a child."""
+    good, bad = _models(central, 2)
+    path = Path(central.getURI(bad).ospath)
+    recorded = path.stat().st_size
+    os.truncate(path, size)
+    fetched = cache.fetch(central, [good, bad], NONE)
+    assert fetched.failed[bad.id].reason.endswith(f"has {size} bytes, its record says {recorded}")
+    assert (fetched.count, _held(cache, good, bad)) == (1, [True, False])
+    with clone(cache, tmp_path / "child", "child", good) as child:
+        assert child.get_dataset(bad.id) is None
+
+
+def test_file_that_may_not_be_read(
+    cache: CacheRepo, central: Butler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the file system: another try may help, and does."""
+    good, bad = _models(central, 2)
+    original = FileResourcePath.transfer_from
+
+    def transfer_from(self: FileResourcePath, src: ResourcePath, *args: Any, **kwargs: Any) -> None:
+        original(self, src, *args, **kwargs)
+        if src == central.getURI(bad):
+            # Half-way: there is something at the target.
+            os.truncate(self.ospath, 10)
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileResourcePath, "transfer_from", transfer_from)
+        fetched = cache.fetch(central, [good, bad], NONE)
+    assert fetched.failed[bad.id].retry and "can't be read" in fetched.failed[bad.id].reason
+    assert len(dataset_files(cache.root)) == 1
+    assert cache.fetch(central, [good, bad], NONE).count == 1
 
 
 def _small(place: Path, central: Butler, megabytes: int) -> CacheRepo:
@@ -271,7 +312,7 @@ def test_full_file_system(tmp_path: Path, central: Butler) -> None:
         assert not dataset_files(cache.root)
         assert (cache.statistics().bytes_held, cache.statistics().bytes_fetched) == (0, 0)
         ballast.unlink()
-        assert cache.fetch(central, [small, big], NONE) == 2
+        assert cache.fetch(central, [small, big], NONE).count == 2
         with clone(cache, tmp_path / "child", "child", big) as child:
             assert len(child.get(big)["fill"]) == 3 << 20
         cache.close()
@@ -288,7 +329,7 @@ def test_full_file_system_with_something_to_evict(tmp_path: Path, central: Butle
         cache.lease("child", ids_of(refs[1]))
         cache.fetch(central, refs[2:3], NONE)
         ballast = fill(place, leave=1 << 19)
-        assert cache.fetch(central, refs[2:], NONE) == 1
+        assert cache.fetch(central, refs[2:], NONE).count == 1
         assert _held(cache, *refs) == [False, True, True, True]
         with pytest.raises(SharedMemoryError):
             cache.fetch(central, [*refs[2:], refs[0]], NONE)

@@ -8,19 +8,16 @@ that no dataset is copied and no row inserted for a child.
 
 from __future__ import annotations
 
-__all__ = ["CacheRepo", "CacheStatistics"]
+__all__ = ["CacheRepo", "CacheStatistics", "Fetched"]
 
-import contextlib
 import dataclasses
-import errno
+import itertools
 import logging
-import sqlite3
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import sqlalchemy.exc
 from lsst.daf.butler import (
     Butler,
     CollectionType,
@@ -32,9 +29,14 @@ from lsst.daf.butler import (
 )
 
 from ..errors import SharedMemoryError
+from .snapshots import Snapshots
 from .stores import store_config, write_child_config
+from .transfer import FetchFailure, copy_in, full_is_an_error
 
 _LOG = logging.getLogger(__name__)
+
+# Datasets of one transfer.
+_PART = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,15 @@ class CacheStatistics:
     bytes_fetched: int
     evicted: int
     leases: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetched:
+    """What `CacheRepo.fetch` did."""
+
+    count: int
+    """How many datasets were fetched."""
+    failed: Mapping[uuid.UUID, FetchFailure]
 
 
 @dataclasses.dataclass
@@ -88,10 +99,7 @@ class CacheRepo:
         self._certified: dict[tuple[str, DataCoordinate], dict[uuid.UUID, tuple[str, Timespan]]] = {}
         self._chains: dict[str, tuple[str, ...]] = {}
         self._collections: set[str] = set()
-        self._generation = 0
         self._changed = True
-        self._snapshot: Path | None = None
-        self._snapshot_users: dict[Path, set[str]] = {}
         self._fetched = 0
         self._evicted = 0
         Butler.makeRepo(
@@ -102,7 +110,7 @@ class CacheRepo:
         self.butler = Butler.from_config(str(self.root), writeable=True)
         self.child_config = place / "child-butler.yaml"
         write_child_config(self.root, self.child_config)
-        (place / "snapshots").mkdir()
+        self._snapshots = Snapshots(self.root / "gen3.sqlite3", place / "snapshots")
 
     def close(self) -> None:
         """Close the registry's connection."""
@@ -165,7 +173,16 @@ class CacheRepo:
                 self._collections.add(run)
                 self._changed = True
 
-    def fetch(self, central: Butler, refs: Iterable[DatasetRef], lasting: frozenset[uuid.UUID]) -> int:
+    def lacks(self, refs: Iterable[DatasetRef]) -> list[DatasetRef]:
+        """Return those of some datasets that the cache does not hold, each once."""
+        return [ref for i, ref in {ref.id: ref for ref in refs}.items() if i not in self._held]
+
+    def size(self, dataset: uuid.UUID) -> int | None:
+        """Return the bytes of a dataset; `None` if the cache does not hold it."""
+        held = self._held.get(dataset)
+        return None if held is None else held.size
+
+    def fetch(self, central: Butler, refs: Iterable[DatasetRef], lasting: frozenset[uuid.UUID]) -> Fetched:
         """Bring datasets into the cache that it does not hold yet.
 
         Parameters
@@ -179,73 +196,68 @@ class CacheRepo:
 
         Returns
         -------
-        count : `int`
-            How many were fetched.
+        fetched : `Fetched`
+            How many were fetched, and which could not be.  Of those nothing
+            is left in the cache.
 
         Raises
         ------
-        FileNotFoundError
-            Raised if a dataset is in the registry and its file is gone;
-            nothing was fetched.
         SharedMemoryError
-            Raised if the cache's file system is full and nothing can go;
-            nothing was fetched.
+            Raised if the cache's file system is full and nothing can go.
+        sqlalchemy.exc.DBAPIError
+            Raised if central's database failed; what came before is kept.
         """
         now = time.monotonic()
         wanted = {ref.id: ref for ref in refs}
-        missing = []
-        for ref in wanted.values():
-            held = self._held.get(ref.id)
-            if held is None:
-                missing.append(ref)
-            else:
-                held.used = now
-                held.lasting |= ref.id in lasting
-        if not missing:
-            return 0
-        while True:
-            try:
-                with self._full_is_an_error():
-                    sizes = self._transfer(central, missing)
-                break
-            except SharedMemoryError:
-                # The limit may be more than the file system has.
-                if not self._evict(self._bytes_held() // 2, keep=wanted.keys()):
-                    raise
-        for ref in missing:
-            self._fetched += sizes[ref.id]
-            self._held[ref.id] = _Held(ref, sizes[ref.id], now, ref.id in lasting)
-        self._changed = True
-        self._evict(self.max_bytes, keep=wanted.keys())
-        return len(missing)
+        for i in wanted.keys() & self._held.keys():
+            self._held[i].used = now
+            self._held[i].lasting |= i in lasting
+        failed: dict[uuid.UUID, FetchFailure] = {}
+        count = 0
+        # In parts, so that one bad file costs the others little.
+        for part in itertools.batched(self.lacks(wanted.values()), _PART):
+            sizes, faults = self._copy_in(central, list(part), wanted.keys())
+            failed |= faults
+            for ref in part:
+                if ref.id in sizes:
+                    self._held[ref.id] = _Held(ref, sizes[ref.id], now, ref.id in lasting)
+            self._fetched += sum(sizes.values())
+            count += len(sizes)
+            self._changed |= bool(sizes)
+        if count:
+            self._evict(self.max_bytes, keep=wanted.keys())
+        return Fetched(count, failed)
 
-    def certify(self, collection: str, ref: DatasetRef, timespan: Timespan) -> None:
-        """Certify a calib as central has it.
+    def certify(self, certifications: Iterable[tuple[str, DatasetRef, Timespan]]) -> None:
+        """Certify calibs as central has them.
 
         What was certified before of the same detector (or filter) stays only
         where it does not contradict: central may have changed its mind.
 
         Parameters
         ----------
-        collection : `str`
-            Calibration collection.
-        ref : `lsst.daf.butler.DatasetRef`
-            The calib; it must be in the cache.
-        timespan : `lsst.daf.butler.Timespan`
-            Its validity range in central.
+        certifications : `~collections.abc.Iterable`
+            Calibration collection, calib (it must be in the cache) and
+            validity range in central, of each.
         """
-        known = self._certified.setdefault((ref.datasetType.name, ref.dataId), {})
-        if known.get(ref.id) == (collection, timespan):
-            return
-        registry = self.butler.registry
-        for other, (where, span) in list(known.items()):
-            # Of another collection too: it may be searched before this one.
-            if other == ref.id or span.overlaps(timespan):
-                registry.decertify(where, ref.datasetType, span, dataIds=[ref.dataId])
-                del known[other]
-        registry.certify(collection, [ref], timespan)
-        known[ref.id] = (collection, timespan)
-        self._changed = True
+        gone: dict[tuple[str, DatasetType, Timespan], list[DataCoordinate]] = {}
+        new: dict[tuple[str, DatasetType, Timespan], list[DatasetRef]] = {}
+        for collection, ref, timespan in certifications:
+            known = self._certified.setdefault((ref.datasetType.name, ref.dataId), {})
+            if known.get(ref.id) == (collection, timespan):
+                continue
+            for other, (where, span) in list(known.items()):
+                # Of another collection too: it may be searched before this one.
+                if other == ref.id or span.overlaps(timespan):
+                    gone.setdefault((where, ref.datasetType, span), []).append(ref.dataId)
+                    del known[other]
+            known[ref.id] = (collection, timespan)
+            new.setdefault((collection, ref.datasetType, timespan), []).append(ref)
+        for (where, dataset_type, span), data_ids in gone.items():
+            self.butler.registry.decertify(where, dataset_type, span, dataIds=data_ids)
+        for (collection, _, timespan), refs in new.items():
+            self.butler.registry.certify(collection, refs, timespan)
+        self._changed |= bool(new)
 
     def lease(self, holder: str, ids: Iterable[uuid.UUID]) -> Path:
         """Promise datasets to a child and say which registry copy to clone.
@@ -267,22 +279,17 @@ class CacheRepo:
         SharedMemoryError
             Raised if the cache's file system has no room for the copy.
         """
-        if self._changed or self._snapshot is None:
-            with self._full_is_an_error():
-                self._take_snapshot()
-        assert self._snapshot is not None
+        if self._changed:
+            with full_is_an_error(self.place):
+                self._snapshots.take()
+            self._changed = False
         self._leases[holder] = frozenset(ids)
-        self._snapshot_users.setdefault(self._snapshot, set()).add(holder)
-        return self._snapshot
+        return self._snapshots.use(holder)
 
     def release(self, holder: str) -> None:
         """Give a lease back; of an unknown holder, nothing happens."""
         self._leases.pop(holder, None)
-        for path, users in list(self._snapshot_users.items()):
-            users.discard(holder)
-            if not users and path != self._snapshot:
-                path.unlink(missing_ok=True)
-                del self._snapshot_users[path]
+        self._snapshots.release(holder)
 
     def statistics(self) -> CacheStatistics:
         """Say how full the cache is."""
@@ -297,41 +304,16 @@ class CacheRepo:
     def _bytes_held(self) -> int:
         return sum(h.size for h in self._held.values())
 
-    @contextlib.contextmanager
-    def _full_is_an_error(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as e:
-            if not _is_full(e):
-                raise
-            raise SharedMemoryError(f"The cache's file system is full: {self.place}.") from e
-
-    def _transfer(self, central: Butler, refs: list[DatasetRef]) -> dict[uuid.UUID, int]:
-        """Copy all of them, or none, and tell their sizes."""
-        try:
-            self.butler.transfer_from(
-                central,
-                refs,
-                transfer="copy",
-                skip_missing=False,
-                register_dataset_types=True,
-                transfer_dimensions=True,
-            )
-        except ExceptionGroup as group:
-            # One error for each file that could not be copied.
-            errors = group.exceptions
-            raise next((e for e in errors if _is_full(e)), errors[0]) from group
-        try:
-            return {ref.id: self._size(ref) for ref in refs}
-        except FileNotFoundError:
-            # Central's registry knows it and its datastore does not.
-            self.butler.pruneDatasets(refs, disassociate=True, unstore=True, purge=True)
-            raise
-
-    def _size(self, ref: DatasetRef) -> int:
-        primary, components = self.butler.getURIs(ref)
-        uris = [primary] if primary is not None else list(components.values())
-        return sum(Path(uri.ospath).stat().st_size for uri in uris)
+    def _copy_in(
+        self, central: Butler, refs: list[DatasetRef], keep: Collection[uuid.UUID]
+    ) -> tuple[dict[uuid.UUID, int], dict[uuid.UUID, FetchFailure]]:
+        while True:
+            try:
+                return copy_in(self.butler, self.root, central, refs)
+            except SharedMemoryError:
+                # The limit may be more than the file system has.
+                if not self._evict(self._bytes_held() // 2, keep):
+                    raise
 
     def _evict(self, limit: int, keep: Collection[uuid.UUID]) -> bool:
         """Evict the least recently used until ``limit`` bytes are held."""
@@ -349,37 +331,8 @@ class CacheRepo:
                 del self._held[ref.id]
                 self._certified.get((ref.datasetType.name, ref.dataId), {}).pop(ref.id, None)
             self._changed = True
-            with self._full_is_an_error():
+            with full_is_an_error(self.place):
                 self.butler.pruneDatasets(victims, disassociate=True, unstore=True, purge=True)
             self._evicted += len(victims)
             _LOG.info("Evicted %d datasets from the cache; %d bytes are held.", len(victims), total)
         return bool(victims)
-
-    def _take_snapshot(self) -> None:
-        self._generation += 1
-        path = self.place / "snapshots" / f"{self._generation}.sqlite3"
-        # SQLite's own backup sees a consistent registry whatever its journal
-        # mode; a plain copy would not have to.
-        source = sqlite3.connect(f"file:{self.root / 'gen3.sqlite3'}?mode=ro", uri=True)
-        target = sqlite3.connect(path)
-        try:
-            source.backup(target)
-        except BaseException:
-            path.unlink()
-            raise
-        finally:
-            target.close()
-            source.close()
-        old, self._snapshot, self._changed = self._snapshot, path, False
-        if old is not None and not self._snapshot_users.get(old):
-            old.unlink(missing_ok=True)
-            self._snapshot_users.pop(old, None)
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether an error says that there is no room."""
-    if isinstance(error, sqlalchemy.exc.DBAPIError) and isinstance(error.orig, Exception):
-        error = error.orig
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

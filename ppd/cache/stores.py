@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["site_formatters", "store_config", "write_child_config"]
+__all__ = ["SHARED_FOLDER", "SHARED_RECORDS", "site_formatters", "store_config", "write_child_config"]
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,9 @@ _CHAINED = "lsst.daf.butler.datastores.chainedDatastore.ChainedDatastore"
 _FILE = "lsst.daf.butler.datastores.fileDatastore.FileDatastore"
 # `Butler.makeRepo` gives the stores of a chain these folders, whatever root
 # the configuration asks for.
-_SHARED_FOLDER = "FileDatastore_1"
+SHARED_FOLDER = "FileDatastore_1"
+SHARED_RECORDS = "shared_datastore_records"
+"""Table of the cache's registry that says which file holds which dataset."""
 
 
 def store_config(formatters: Mapping[str, object] | None) -> Config:
@@ -62,7 +64,7 @@ def write_child_config(cache: Path, path: Path) -> None:
     """
     config = Config(str(cache / "butler.yaml"))
     stores = config["datastore", "datastores"]
-    roots = ("<butlerRoot>/local", str(cache / _SHARED_FOLDER))
+    roots = ("<butlerRoot>/local", str(cache / SHARED_FOLDER))
     constraints: tuple[dict, dict] = ({"accept": ["all"]}, {"reject": ["all"]})
     for store, root, constraint in zip(stores, roots, constraints, strict=True):
         store["root"] = root

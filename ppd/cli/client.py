@@ -5,13 +5,14 @@ from __future__ import annotations
 __all__ = ["ControlClient", "NoSupervisorError"]
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import zmq
 
-from ..messages import ControlReply, ControlRequest, decode, encode
+from ..messages import ControlReply, ControlRequest, Pointing, decode, encode
 
 
 class NoSupervisorError(RuntimeError):
@@ -88,6 +89,14 @@ class ControlClient:
     def status(self, timeout: float | None = None) -> dict[str, Any]:
         """Ask how the supervisor is."""
         return self.request(ControlRequest(command="status"), timeout).result
+
+    def inputs(self, group: str, detector: int | None = None) -> ControlReply:
+        """Ask for the inputs of a visit, or of one detector of it."""
+        return self.request(ControlRequest(command="inputs", group=group, detector=detector))
+
+    def prefetch(self, pointings: Sequence[Pointing]) -> ControlReply:
+        """Have inputs fetched for pointings that have not been announced."""
+        return self.request(ControlRequest(command="prefetch", pointings=tuple(pointings)))
 
     def drain(self, timeout: float = 0.0) -> bool:
         """Take no more visits; wait until all work is done and exported.

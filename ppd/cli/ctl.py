@@ -23,6 +23,7 @@ from rich.table import Table
 from ..config import find_config, load_settings
 from ..errors import ConfigurationError
 from .client import ControlClient, NoSupervisorError
+from .input_commands import add_input_commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     submit = commands.add_parser("submit", parents=[common], help="announce visits from files")
     submit.add_argument("files", nargs="+", help="nextVisit messages (JSON); - for standard input")
     submit.set_defaults(run=_submit)
+    add_input_commands(commands, common)
     drain = commands.add_parser("drain", parents=[common], help="finish what was accepted, take no more")
     drain.add_argument("--wait", type=float, default=0.0, help="seconds to wait until all is exported")
     drain.set_defaults(run=_drain)

@@ -16,8 +16,10 @@ from ..errors import (
     SpoolFullError,
     StaleVisitError,
 )
-from ..messages import ControlReply, ControlRequest
+from ..messages import ControlReply, ControlRequest, Pointing
 from .admission import DuplicateVisitError
+from .inputs import describe_inputs
+from .requests import Prefetch
 from .status import describe
 
 if TYPE_CHECKING:
@@ -53,6 +55,10 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
     """
     if request.command == "submit":
         return _submit(supervisor, request.visit)
+    if request.command == "inputs":
+        return _inputs(supervisor, request)
+    if request.command == "prefetch":
+        return _prefetch(supervisor, request.pointings)
     if request.command == "drain":
         supervisor.drain()
         return ControlReply(ok=True, result={"drained": supervisor.idle()})
@@ -77,6 +83,37 @@ def _submit(supervisor: Supervisor, message: Any) -> ControlReply:
         raise
     result = {"group": entry.visit.groupId, "detectors": sorted(entry.detectors)}
     return ControlReply(ok=True, result=result)
+
+
+def _inputs(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
+    entry = supervisor.lifecycle.table.visits.get(request.group or "")
+    if entry is None:
+        return ControlReply(
+            ok=False, code="unknown", error=f"No visit {request.group!r} is among those at work or just over."
+        )
+    if request.detector is not None and request.detector not in entry.detectors:
+        return ControlReply(
+            ok=False, code="unknown", error=f"Visit {request.group!r} has no detector {request.detector}."
+        )
+    result = describe_inputs(entry.inputs, request.detector)
+    looking = [d.detector for d in entry.detectors.values() if str(d.detector) not in result["detectors"]]
+    if request.detector is not None:
+        looking = [d for d in looking if d == request.detector]
+    return ControlReply(ok=True, result={"group": request.group, **result, "looking": sorted(looking)})
+
+
+def _prefetch(supervisor: Supervisor, pointings: tuple[Pointing, ...]) -> ControlReply:
+    filters = supervisor.central.filters
+    for pointing in pointings:
+        if pointing.physical_filter is not None and pointing.physical_filter not in filters:
+            return ControlReply(
+                ok=False,
+                code="malformed",
+                error=f"Unknown filter {pointing.physical_filter!r}; "
+                f"{supervisor.settings.instrument} has {', '.join(sorted(filters))}.",
+            )
+    supervisor.central.request(Prefetch(pointings))
+    return ControlReply(ok=True, result={"pointings": len(pointings)})
 
 
 def _note(supervisor: Supervisor, name: str, code: str, text: str) -> None:

@@ -26,10 +26,18 @@ from ..deployment import day_obs, deployment_id
 from ..errors import ConfigurationError
 from ..initializer import check_initialized, initialize
 from ..instruments.description import find_description
-from ..messages import ControlReply, ControlRequest, MessageError, decode, encode
+from ..messages import (
+    ControlReply,
+    ControlRequest,
+    MessageError,
+    NurseryPrepared,
+    PrepareNursery,
+    decode,
+    encode,
+)
 from ..sources.directory import Candidate, DirectorySource
 from .admission import admit
-from .central import CentralReader, Resolved
+from .central import CentralReader
 from .child_logs import prune_logs
 from .commands import answer
 from .counters import Counters
@@ -42,6 +50,7 @@ from .lock import StateLock
 from .notify import sd_notify
 from .nursery_keeper import NurseryKeeper
 from .recovery import take_up
+from .requests import Released, Resolved
 from .spool import prepare, ready_entries, used_bytes
 from .table import State, VisitEntry
 
@@ -123,7 +132,6 @@ class Supervisor:
         day = day_obs(time.time())
         if settings.initialize_automatically:
             initialize(settings, day)
-            self.central.butler.registry.refresh()
         # The primary knows first what ppd-init wrote.
         check_initialized(self.exporter.butler, settings, day, self.deployment)
         self._open_sockets()
@@ -292,7 +300,11 @@ class Supervisor:
 
     def _take_nursery(self) -> None:
         for message in self.nursery.receive():
-            self.lifecycle.nursery_said(message)
+            if isinstance(message, NurseryPrepared):
+                for holder in self.nursery.prepared(message):
+                    self.central.request(Released(holder))
+            else:
+                self.lifecycle.nursery_said(message)
         orphans = self.nursery.check()
         if orphans is not None:
             self.counters.error("nursery_restarts", "nursery", "the nursery ended unasked")
@@ -304,6 +316,8 @@ class Supervisor:
                 self.lifecycle.raw_seen(item)
             elif isinstance(item, Resolved):
                 self.lifecycle.resolved(item)
+            elif isinstance(item, PrepareNursery):
+                self.nursery.prepare(item)
             elif isinstance(item, Exported):
                 self.lifecycle.exported(item)
             elif isinstance(item, Undeliverable):

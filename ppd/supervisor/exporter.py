@@ -24,8 +24,8 @@ from lsst.daf.butler._file_dataset import SerializedFileDataset
 
 from ..config import Settings
 from ..messages import DetectorKey
-from .central import open_butler
 from .inbox import Inbox
+from .reading import open_butler
 from .spool import Manifest, dead_letter, discard, read_manifest, ready_entries
 
 _LOG = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ __all__ = ["Lifecycle"]
 
 import logging
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -34,7 +35,7 @@ from ..messages import (
     RawArrived,
 )
 from ..sources.directory import Candidate
-from .central import CentralReader, Released, Resolve, Resolved
+from .central import CentralReader
 from .child_logs import log_file
 from .deadlines import check_time, terminate
 from .endings import Endings, local_repo
@@ -42,6 +43,7 @@ from .exporter import Exported, Undeliverable
 from .ledger import Ledger
 from .permits import Permits
 from .raws import RawTable
+from .requests import Released, Resolve, Resolved
 from .table import LIVE, DetectorVisit, State, VisitEntry, VisitTable
 
 _LOG = logging.getLogger(__name__)
@@ -134,12 +136,7 @@ class Lifecycle:
         identity = entry.visit.identity
         with bound(group=answer.group):
             if answer.error is not None:
-                if answer.retry and entry.visit.age(time.time()) <= self.settings.message_expiration:
-                    entry.tries += 1
-                    delay = min(self.settings.repo_retry_delay, 2.0**entry.tries)
-                    entry.resolve_at = time.monotonic() + delay
-                    self.counters.error("inputs_retried", identity, answer.error)
-                    _LOG.error("Inputs of %s: %s; next try in %.0f s.", identity, answer.error, delay)
+                if answer.retry and self._ask_again(entry, answer.error):
                     return
                 for d in asked:
                     self.endings.fail(d, f"its inputs could not be had: {answer.error}")
@@ -157,14 +154,35 @@ class Lifecycle:
         detail = {"statements": answer.statements, "datasets": answer.fetched, "seconds": answer.seconds}
         self.ledger.journal.event(entry.visit.instrument, answer.group, None, "resolved", detail)
         self.counters.add("central_statements", answer.statements)
+        if answer.inputs is not None:
+            entry.inputs.append(answer.inputs)
+        again = False
+        if answer.postponed:
+            detector, reason = next(iter(answer.postponed.items()))
+            again = self._ask_again(entry, f"{len(answer.postponed)} detectors, such as {detector}: {reason}")
         for d in asked:
             if d.detector in answer.views:
                 d.view = answer.views[d.detector]
                 self.ledger.change(d, State.WAITING)
                 self.ledger.event(d, "inputs_ready")
+            elif d.detector in answer.postponed:
+                if not again:
+                    reason = answer.postponed[d.detector]
+                    self.endings.fail(d, f"no main pipeline has its inputs: {reason}")
             else:
                 reason = answer.refused.get(d.detector, "they were not found")
                 self.endings.fail(d, f"no main pipeline has its inputs: {reason}")
+
+    def _ask_again(self, entry: VisitEntry, reason: str) -> bool:
+        """Plan another search for what a visit lacks, unless its message expires before."""
+        if entry.visit.age(time.time()) > self.settings.message_expiration:
+            return False
+        entry.tries += 1
+        delay = min(self.settings.repo_retry_delay, 2.0**entry.tries) * random.uniform(0.5, 1.0)
+        entry.resolve_at = time.monotonic() + delay
+        self.counters.error("inputs_retried", entry.visit.identity, reason)
+        _LOG.error("Inputs of %s: %s; next try in %.1f s.", entry.visit.identity, reason, delay)
+        return True
 
     def raw_seen(self, candidate: Candidate) -> None:
         """Take a raw: to its child, or to wait for its visit."""
@@ -232,7 +250,7 @@ class Lifecycle:
             wait = 2 * self._entry(d).visit.duration + self.settings.image_timeout
             d.raws_until = time.monotonic() + wait
             self.ledger.change(d, State.READY)
-            self.ledger.event(d, "ready", pid=message.pid, seconds=message.seconds)
+            self.ledger.event(d, "ready", pid=message.pid, seconds=message.seconds, opened=message.opened)
             for candidate in self.raws.of(d.group, d.detector):
                 self._note_raw(d, candidate)
             self._feed(d)

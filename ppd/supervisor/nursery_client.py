@@ -86,6 +86,11 @@ class NurseryClient:
         """Whether the nursery runs; reaps it if not."""
         return self._process.poll() is None
 
+    @property
+    def returncode(self) -> int | None:
+        """Exit code once it was reaped; negative: the signal that ended it."""
+        return self._process.returncode
+
     def send(self, message: pydantic.BaseModel) -> None:
         """Queue a message and write what the pipe takes."""
         self._outbox += encode(message) + b"\n"

@@ -6,8 +6,10 @@ __all__ = ["NurseryKeeper"]
 
 import contextlib
 import ctypes
+import dataclasses
 import logging
 import os
+import shutil
 import signal
 import time
 from typing import Any
@@ -16,8 +18,9 @@ import psutil
 
 from ..config import Settings
 from ..errors import ConfigurationError
-from ..messages import Exited, ForkRequest, NurseryReady, SetupFailed
+from ..messages import Exited, ForkRequest, NurseryPrepared, NurseryReady, PrepareNursery, SetupFailed
 from .nursery_client import NurseryClient
+from .succession import Succession
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,6 +30,16 @@ _MAX_DELAY = 30.0
 # A nursery that lived this long was a good one: the next delay is short again.
 _GOOD_SECONDS = 60.0
 _ORPHAN_GRACE = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Inherited:
+    """What children inherit from the nursery, for people."""
+
+    datasets: int = 0
+    bytes: int = 0
+    quick: bool = False
+    """Whether children open their repos the quick way."""
 
 
 class NurseryKeeper:
@@ -40,12 +53,18 @@ class NurseryKeeper:
 
     def __init__(self, settings: Settings):
         self._settings = settings
+        self._begun: float
+        self._client: NurseryClient
         self.ready = False
         self.trouble: str | None = None
         """Why there is none; for the operator."""
         self._failures = 0
         self._restart_at: float | None = None
         self._orphans: dict[int, float] = {}
+        self._succession = Succession(settings)
+        self._wanted: PrepareNursery | None = None
+        self._leases: list[str] = []
+        self.inherited = Inherited()
         # Children of a nursery that has died come to us: nobody else would
         # reap them, least of all in a container where we are process 1.
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -101,6 +120,37 @@ class NurseryKeeper:
             self._client.send(request)
         return self.ready
 
+    def prepare(self, request: PrepareNursery) -> None:
+        """Have the nursery read inputs for its children; every later nursery too."""
+        self._wanted = request
+        self._leases.append(request.holder)
+        if self.ready:
+            self._client.send(request)
+
+    def prepared(self, report: NurseryPrepared) -> list[str]:
+        """Take note of what the nursery has read.
+
+        Returns
+        -------
+        holders : `list` [ `str` ]
+            Leases that are not needed any more.
+        """
+        self.inherited = Inherited(report.held, report.bytes, report.quick)
+        if report.trouble:
+            _LOG.warning("The nursery could not read all that it was asked to: %s", report.trouble)
+        _LOG.info(
+            "The nursery holds %d inputs in memory (%.1f MB) after %.2f s.",
+            report.held,
+            report.bytes / 1e6,
+            report.seconds,
+        )
+        if report.holder not in self._leases:
+            return []
+        # What it holds now is needed again if it has to be replaced.
+        index = self._leases.index(report.holder)
+        old, self._leases = self._leases[:index], self._leases[index:]
+        return old
+
     def flush(self) -> None:
         """Write what the pipe takes now."""
         self._client.flush()
@@ -113,7 +163,7 @@ class NurseryKeeper:
                 self._is_ready(message)
             elif isinstance(message, SetupFailed):
                 self.trouble = message.reason
-        return [*messages, *self._reap_orphans()]
+        return [*messages, *self._succession.receive(), *self._reap_orphans()]
 
     def check(self) -> set[int] | None:
         """Look after the nursery.
@@ -134,12 +184,27 @@ class NurseryKeeper:
             if not self.ready and now > self._begun + _START_SECONDS:
                 _LOG.error("The nursery was not ready in %.0f s; it is killed.", _START_SECONDS)
                 self._client.kill()
+            self._succeed(now)
+            if self._succession.ended():
+                # A retired nursery that died leaves children as any other does.
+                self._adopt(now)
             return None
         return self._lost(now)
+
+    def _succeed(self, now: float) -> None:
+        if self.ready and now > self._begun + self._settings.nursery_max_age:
+            self._succession.begin()
+        heir = self._succession.heir()
+        if heir is not None:
+            self._succession.retire(self._client)
+            self._client, ready = heir
+            self._begun = now
+            self._is_ready(ready)
 
     def stop(self, timeout: float) -> None:
         """End the nursery and all children; bounded."""
         self._restart_at = None
+        self._succession.stop(timeout)
         self._client.stop(timeout)
         deadline = time.monotonic() + _ORPHAN_GRACE
         while self._orphans and time.monotonic() < deadline:
@@ -153,6 +218,8 @@ class NurseryKeeper:
     def _is_ready(self, message: NurseryReady) -> None:
         self.ready, self.trouble = True, None
         _LOG.info("The nursery (pid %d) is ready after %.1f s.", message.pid, message.seconds)
+        if self._wanted is not None:
+            self._client.send(self._wanted)
 
     def _lost(self, now: float) -> set[int]:
         self._failures = 0 if now > self._begun + _GOOD_SECONDS else self._failures + 1
@@ -161,9 +228,14 @@ class NurseryKeeper:
         self.trouble = self.trouble or "the nursery ended unasked"
         _LOG.error("The nursery (pid %d) is gone; a new one starts in %.0f s.", self.pid, delay)
         self._client.close()
+        for path in self._settings.local_repos.glob(f"ppd-nursery-{self.pid}*"):
+            shutil.rmtree(path, ignore_errors=True)
         self._restart_at = now + delay
+        return self._adopt(now) | self._succession.children()
+
+    def _adopt(self, now: float) -> set[int]:
         # The kernel has sent SIGTERM to its children and given them to us.
-        found = {p.pid for p in psutil.Process().children()} - {self.pid}
+        found = {p.pid for p in psutil.Process().children()} - {self.pid} - self._succession.pids
         self._orphans.update(dict.fromkeys(found, now))
         return found
 

@@ -6,12 +6,20 @@ found datasets a detector gets is decided here, in memory.
 
 from __future__ import annotations
 
-__all__ = ["Certification", "DetectorInputs", "Resolution", "VisitConstraints", "resolve_inputs"]
+__all__ = [
+    "Certification",
+    "DetectorInputs",
+    "Reason",
+    "Resolution",
+    "VisitConstraints",
+    "resolve_inputs",
+]
 
 import dataclasses
 import logging
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from lsst.daf.butler import (
     Butler,
@@ -46,6 +54,16 @@ class VisitConstraints:
     detectors: tuple[int, ...]
 
 
+class Reason(NamedTuple):
+    """Why a dataset is among the inputs."""
+
+    kind: Literal["certified", "in_run", "overlaps", "generic"]
+    collection: str
+    """Where it was found: calibration collection or run."""
+    timespan: Timespan | None = None
+    """Validity range, of what is certified."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Certification:
     """A calib's validity range in a calibration collection."""
@@ -69,6 +87,7 @@ class Resolution:
     """The inputs of all detectors of a visit."""
 
     refs: Mapping[uuid.UUID, DatasetRef]
+    reasons: Mapping[uuid.UUID, Reason]
     certifications: tuple[Certification, ...]
     detectors: Mapping[int, DetectorInputs]
     lasting: frozenset[uuid.UUID]
@@ -81,12 +100,14 @@ class _Builder:
     def __init__(self, visit: VisitConstraints):
         self.visit = visit
         self.refs: dict[uuid.UUID, DatasetRef] = {}
+        self.reasons: dict[uuid.UUID, Reason] = {}
         self.certifications: list[Certification] = []
         self.detectors = {d: DetectorInputs() for d in visit.detectors}
         self.lasting: set[uuid.UUID] = set()
 
-    def give(self, ref: DatasetRef, detectors: Iterable[int], lasting: bool) -> None:
+    def give(self, ref: DatasetRef, detectors: Iterable[int], lasting: bool, reason: Reason) -> None:
         self.refs[ref.id] = ref
+        self.reasons[ref.id] = reason
         for detector in detectors:
             self.detectors[detector].ids.add(ref.id)
         if lasting:
@@ -141,6 +162,7 @@ def resolve_inputs(
             _find_generic(butler, dataset_type, [i.name for i in where], builder)
     return Resolution(
         refs=builder.refs,
+        reasons=builder.reasons,
         certifications=tuple(builder.certifications),
         detectors=builder.detectors,
         lasting=frozenset(builder.lasting),
@@ -166,16 +188,22 @@ def _data_id(dataset_type: DatasetType, visit: VisitConstraints) -> dict[str, st
     return data_id
 
 
+def _why_not(visit: VisitConstraints, data_id: dict[str, str] | None) -> str:
+    return "the visit has no filter" if data_id is None else "the visit has no position"
+
+
 def _find_calibs(butler: Butler, dataset_type: DatasetType, where: list, builder: _Builder) -> None:
     visit = builder.visit
     data_id = _data_id(dataset_type, visit)
     if data_id is None:
-        builder.lacking(dataset_type.name, (), "the visit has no filter")
+        builder.lacking(dataset_type.name, (), _why_not(visit, data_id))
         return
     per_detector = "detector" in dataset_type.dimensions
     chosen: set[int | None] = set()
     wanted: set[int | None] = set(visit.detectors) if per_detector else {None}
     for info in where:  # first collection with a valid one wins
+        if wanted <= chosen:
+            break
         if info.type is CollectionType.CALIBRATION:
             found = _query_certified(butler, dataset_type, info.name, data_id, visit.timespan)
         else:
@@ -192,7 +220,9 @@ def _find_calibs(butler: Butler, dataset_type: DatasetType, where: list, builder
             # More than one if a validity range ends within the visit: which
             # of them holds is for the exposure's own time to tell.
             here.add(detector)
-            builder.give(ref, visit.detectors if detector is None else (detector,), lasting=True)
+            reason = Reason("in_run" if timespan is None else "certified", info.name, timespan)
+            users = visit.detectors if detector is None else (detector,)
+            builder.give(ref, users, lasting=True, reason=reason)
             if timespan is not None:
                 builder.certifications.append(Certification(info.name, ref, timespan))
         chosen |= here
@@ -218,7 +248,7 @@ def _find_skypix(butler: Butler, dataset_type: DatasetType, where: list[str], bu
     visit = builder.visit
     data_id = _data_id(dataset_type, visit)
     if not visit.regions or data_id is None:
-        builder.lacking(dataset_type.name, (), "the visit has no position or no filter")
+        builder.lacking(dataset_type.name, (), _why_not(visit, data_id))
         return
     dimension = butler.dimensions.skypix_dimensions[next(iter(dataset_type.dimensions.skypix))]
     by_detector = {d: _pixels(dimension.pixelization, r) for d, r in visit.regions.items()}
@@ -235,7 +265,7 @@ def _find_skypix(butler: Butler, dataset_type: DatasetType, where: list[str], bu
         pixel = int(ref.dataId[dimension.name])
         detectors = [d for d, own in by_detector.items() if pixel in own]
         given.update(detectors)
-        builder.give(ref, detectors, lasting=False)
+        builder.give(ref, detectors, lasting=False, reason=Reason("overlaps", ref.run))
     builder.lacking(dataset_type.name, given, "none overlaps the detector")
 
 
@@ -247,19 +277,25 @@ def _find_patches(butler: Butler, dataset_type: DatasetType, where: list[str], b
     visit = builder.visit
     data_id = _data_id(dataset_type, visit)
     if not visit.regions or data_id is None:
-        builder.lacking(dataset_type.name, (), "the visit has no position or no filter")
+        builder.lacking(dataset_type.name, (), _why_not(visit, data_id))
         return
     element = "patch" if "patch" in dataset_type.dimensions else "tract"
     with butler.query() as query:
         query = query.where(data_id, f"{element}.region OVERLAPS area", bind={"area": _bound(visit.regions)})
         refs = list(query.datasets(dataset_type, collections=where).with_dimension_records())
+    skymaps = sorted({str(ref.dataId["skymap"]) for ref in refs})
+    if len(skymaps) > 1:
+        # Templates of different grids can't be told apart by where they are.
+        reason = f"there are some of several sky maps ({', '.join(skymaps)}): configure one (skymap)"
+        builder.lacking(dataset_type.name, (), reason)
+        return
     given = set()
     for ref in refs:
         region = ref.dataId.records[element].region
         detectors = [d for d, own in visit.regions.items() if own.overlaps(region) is not False]
         if detectors:
             given.update(detectors)
-            builder.give(ref, detectors, lasting=False)
+            builder.give(ref, detectors, lasting=False, reason=Reason("overlaps", ref.run))
     builder.lacking(dataset_type.name, given, "none overlaps the detector")
 
 
@@ -267,7 +303,7 @@ def _find_generic(butler: Butler, dataset_type: DatasetType, where: list[str], b
     visit = builder.visit
     data_id = _data_id(dataset_type, visit)
     if data_id is None:
-        builder.lacking(dataset_type.name, (), "the visit has no filter")
+        builder.lacking(dataset_type.name, (), _why_not(visit, data_id))
         return
     per_detector = "detector" in dataset_type.dimensions
     given: set[int] = set()
@@ -276,7 +312,7 @@ def _find_generic(butler: Butler, dataset_type: DatasetType, where: list[str], b
         if per_detector:
             detectors = tuple(d for d in visit.detectors if d == ref.dataId["detector"])
         if detectors:
-            builder.give(ref, detectors, lasting=True)
+            builder.give(ref, detectors, lasting=True, reason=Reason("generic", ref.run))
             given.update(detectors)
     builder.lacking(dataset_type.name, given, "there is none")
 

@@ -52,6 +52,8 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
     faults = []
     if supervisor.exporter.trouble:
         faults.append(f"export: {supervisor.exporter.trouble}")
+    if supervisor.central.status.trouble:
+        faults.append(f"replica: {supervisor.central.status.trouble}")
     if supervisor.spool_bytes > 0.8 * settings.spool_max_bytes:
         faults.append("the spool is nearly full")
     if not supervisor.nursery.ready:
@@ -82,7 +84,12 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
             {"group": d.group, "detector": d.detector, "pid": d.pid, "phase": d.phase, "state": d.state.value}
             for d in live
         ],
-        "cache": dataclasses.asdict(supervisor.central.statistics),
+        "cache": dataclasses.asdict(supervisor.central.status.cache),
+        "prefetch": {
+            "pointings": supervisor.central.status.prefetching,
+            "fetched": supervisor.central.status.prefetched,
+        },
+        "inherited": dataclasses.asdict(supervisor.nursery.inherited),
         "spool": {
             "entries": entries,
             "bytes": supervisor.spool_bytes,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from ..messages import CacheView, ChildDone, DetectorKey
 from ..sources.directory import Candidate
 from ..visit import BareVisit
+from .inputs import VisitInputs
 
 
 class State(enum.StrEnum):
@@ -117,6 +118,8 @@ class VisitEntry:
     resolve_at: float | None = None
     """When to ask for its inputs again, monotonic seconds."""
     tries: int = 0
+    inputs: list[VisitInputs] = dataclasses.field(default_factory=list)
+    """What was found for its detectors, one part for each search."""
     over: bool = False
     """Whether its end has been logged."""
 

@@ -42,6 +42,7 @@ from .apdb_guard import apdb_has
 from .execute import NoPipelineError, PipelineFailedError, run_first_possible
 from .handover import HandOver, find_outputs, hand_over
 from .ingest import RawExposure, ingest_raw, read_raw
+from .inherited import Inherited
 from .link import ChildLink, LinkClosedError
 from .local_repo import clone_repo, remove_repo
 from .preload import put_preload_products
@@ -62,7 +63,12 @@ class _Terminated(BaseException):
 
 
 def run_child(
-    job: Job, settings: Settings, pipelines: Mapping[str, Pipeline], description: InstrumentDescription
+    job: Job,
+    settings: Settings,
+    pipelines: Mapping[str, Pipeline],
+    description: InstrumentDescription,
+    inherited: Inherited,
+    forked: float,
 ) -> int:
     """Process one detector-visit from the first to the last step.
 
@@ -78,6 +84,10 @@ def run_child(
         Pipelines by path, built before the fork.
     description : `ppd.instruments.description.InstrumentDescription`
         The instrument.
+    inherited : `ppd.workers.inherited.Inherited`
+        What the nursery has read.
+    forked : `float`
+        When the fork began, Unix seconds.
 
     Returns
     -------
@@ -85,15 +95,14 @@ def run_child(
         Exit code: 0 success, 1 failure that was reported, 3 the supervisor
         is gone.
     """
-    begin = time.time()
     _settle_process(Path(job.log_file))
     setup_logging(settings)
     bind(group=job.key.group, detector=job.key.detector, instrument=job.key.instrument)
-    life = _Life(job, settings, pipelines, description)
+    life = _Life(job, settings, pipelines, description, inherited)
     done = ChildDone(key=job.key, success=False, reason="the child did not start", failure="retriable")
     code = 1
     try:
-        life.start(begin)
+        life.start(forked)
         done = life.process()
         code = 0 if done.success else 1
     except LinkClosedError as e:
@@ -121,12 +130,14 @@ class _Life:
         settings: Settings,
         pipelines: Mapping[str, Pipeline],
         description: InstrumentDescription,
+        inherited: Inherited,
     ):
         self.job = job
         self.key = job.key
         self.settings = settings
         self.pipelines = pipelines
         self.description = description
+        self.inherited = inherited
         self.visit = BareVisit.model_validate(job.visit)
         self.link = ChildLink(job.endpoint, job.key, settings.heartbeat_interval)
         self.butler: Butler | None = None
@@ -136,11 +147,12 @@ class _Life:
         self.main_started = False
         self.pipeline: str | None = None
 
-    def start(self, begin: float) -> None:
+    def start(self, forked: float) -> None:
         """Open the clone and put what pre-processing needs into it."""
-        self.butler = clone_repo(Path(self.job.local_repo), self.job.cache)
+        self.butler = clone_repo(Path(self.job.local_repo), self.job.cache, self.inherited.template)
+        opened = time.time() - forked
         put_preload_products(self.butler, self.visit, self.job, self.settings, self.description)
-        self.link.send(ChildReady(key=self.key, pid=os.getpid(), seconds=time.time() - begin))
+        self.link.send(ChildReady(key=self.key, pid=os.getpid(), seconds=time.time() - forked, opened=opened))
 
     def process(self) -> ChildDone:
         """Run pre-processing, wait for raws, run the main pipeline, hand over."""
@@ -251,6 +263,7 @@ class _Life:
             where,
             {"instrument": self.key.instrument, "group": self.key.group, "detector": self.key.detector},
             started,
+            self.inherited,
         )
 
     def _take_raws(self) -> list[str]:

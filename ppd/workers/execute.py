@@ -10,11 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lsst.daf.butler import Butler, DatasetRef, DatasetType
 from lsst.pipe.base import Pipeline, PipelineTask, TaskFactory
-from lsst.pipe.base.mp_graph_executor import MPGraphExecutorError
+from lsst.pipe.base.mp_graph_executor import MPGraphExecutor, MPGraphExecutorError
 from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilderError
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
+from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
+
+from .inherited import Inherited
+from .read_through import ReadThroughButler
 
 _LOG = logging.getLogger(__name__)
+
+_NO_TIMEOUT = 2_592_000.0
 
 
 class NoPipelineError(RuntimeError):
@@ -52,6 +58,7 @@ def run_first_possible(
     where: str,
     provenance: Mapping[str, object],
     started: Callable[[str, str], None],
+    inherited: Inherited,
 ) -> str:
     """Run the first pipeline for which a quantum graph can be built.
 
@@ -74,6 +81,8 @@ def run_first_possible(
     started : callable
         Called with path and first task's name when the first task begins.
         After it there is no fall-back to another pipeline.
+    inherited : `ppd.workers.inherited.Inherited`
+        What tasks get from memory.
 
     Returns
     -------
@@ -92,12 +101,7 @@ def run_first_possible(
         run = runs[path]
         # The run itself comes first: init-outputs were written by ppd-init.
         scoped = Butler.from_config(butler=butler, collections=[run, *inputs], run=run)
-        executor = SeparablePipelineExecutor(
-            scoped,
-            skip_existing_in=[run],
-            task_factory=_AnnouncingFactory(functools.partial(started, path)),
-            raise_on_partial_outputs=False,
-        )
+        executor = SeparablePipelineExecutor(scoped, skip_existing_in=[run], raise_on_partial_outputs=False)
         try:
             graph = executor.build_quantum_graph(pipelines[path], where=where)
         except (QuantumGraphBuilderError, LookupError, FileNotFoundError) as e:
@@ -110,7 +114,9 @@ def run_first_possible(
             _LOG.warning("Fell back: %s", refusal)
         try:
             executor.run_pipeline(
-                graph, fail_fast=True, provenance_dataset_ref=_provenance(scoped, provenance)
+                graph,
+                graph_executor=_graph_executor(scoped, inherited, functools.partial(started, path)),
+                provenance_dataset_ref=_provenance(scoped, provenance),
             )
         except MPGraphExecutorError as e:
             raise PipelineFailedError(path, _one_line(e.__cause__ or e)) from e
@@ -118,6 +124,18 @@ def run_first_possible(
             raise PipelineFailedError(path, _one_line(e)) from e
         return path
     raise NoPipelineError("; ".join(refusals) or "no pipeline is configured")
+
+
+def _graph_executor(butler: Butler, inherited: Inherited, started: Callable[[str], None]) -> MPGraphExecutor:
+    """Execute in this process, with inherited inputs from memory."""
+    quantum_executor = SingleQuantumExecutor(
+        butler=ReadThroughButler(butler, inherited),
+        task_factory=_AnnouncingFactory(started),
+        skip_existing=True,
+        raise_on_partial_outputs=False,
+    )
+    # The supervisor has the time-outs.
+    return MPGraphExecutor(num_proc=1, timeout=_NO_TIMEOUT, quantum_executor=quantum_executor, fail_fast=True)
 
 
 def _provenance(butler: Butler, data_id: Mapping[str, object]) -> DatasetRef | None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 __all__ = ["clone_repo", "remove_repo"]
 
+import logging
 import shutil
 from pathlib import Path
 
 from lsst.daf.butler import Butler
 
 from ..messages import CacheView
+from .quick_open import Template
+
+_LOG = logging.getLogger(__name__)
 
 
-def clone_repo(folder: Path, view: CacheView) -> Butler:
+def clone_repo(folder: Path, view: CacheView, template: Template | None = None) -> Butler:
     """Make a child's repo and open it.
 
     Parameters
@@ -21,6 +25,9 @@ def clone_repo(folder: Path, view: CacheView) -> Butler:
         Folder to make; it must not exist.
     view : `ppd.messages.CacheView`
         The registry snapshot and the configuration that goes with it.
+    template : `ppd.workers.quick_open.Template`, optional
+        What the nursery has opened before the fork; opens the repo the quick
+        way.
 
     Returns
     -------
@@ -31,6 +38,12 @@ def clone_repo(folder: Path, view: CacheView) -> Butler:
     folder.mkdir(parents=True)
     shutil.copyfile(view.snapshot, folder / "gen3.sqlite3")
     shutil.copyfile(view.config, folder / "butler.yaml")
+    if template is not None:
+        try:
+            return template.open(folder)
+        except Exception:
+            # Whatever it is: the public way may still work.
+            _LOG.exception("The repo can't be opened the quick way; it is opened the slow way.")
     return Butler.from_config(str(folder), writeable=True)
 
 

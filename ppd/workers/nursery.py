@@ -37,6 +37,8 @@ from ..messages import (
     NurseryReady,
     NurserySetup,
     PipelineSummary,
+    PrepareNursery,
+    Retire,
     SetupFailed,
     ShutDown,
     decode,
@@ -45,6 +47,7 @@ from ..messages import (
 from ..pipelines import all_pipelines, load_pipeline, summarize
 from .child import run_child
 from .ingest import load_translators
+from .inherited import Inherited
 
 _LOG = logging.getLogger(__name__)
 
@@ -150,7 +153,11 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     pipe.send(NurseryReady(pid=os.getpid(), seconds=time.monotonic() - begin, pipelines=summaries))
-    return _serve(pipe, settings, pipelines, description)
+    inherited = Inherited(settings.local_repos)
+    try:
+        return _serve(pipe, settings, pipelines, description, inherited)
+    finally:
+        inherited.close()
 
 
 def _import_early(modules: Iterable[str]) -> None:
@@ -196,9 +203,14 @@ def _build(settings: Settings) -> tuple[dict[str, Pipeline], tuple[PipelineSumma
 
 
 def _serve(
-    pipe: _Pipe, settings: Settings, pipelines: Mapping[str, Pipeline], description: InstrumentDescription
+    pipe: _Pipe,
+    settings: Settings,
+    pipelines: Mapping[str, Pipeline],
+    description: InstrumentDescription,
+    inherited: Inherited,
 ) -> int:
     children: dict[int, DetectorKey] = {}
+    retiring = False
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     os.set_blocking(wake_read, False)
@@ -208,7 +220,8 @@ def _serve(
     stop_at = 0.0
     signal.signal(signal.SIGTERM, lambda *_: None)
     while True:
-        ready, _, _ = select.select([pipe.read_fd, wake_read], [], [], 1.0)
+        # What is to be read is read piece by piece, when nobody waits.
+        ready, _, _ = select.select([pipe.read_fd, wake_read], [], [], inherited.pause)
         if wake_read in ready:
             with contextlib.suppress(BlockingIOError):
                 # A SIGTERM ends the nursery as a closed pipe does.
@@ -220,11 +233,23 @@ def _serve(
                 stopping = True
             for message in messages or ():
                 if isinstance(message, ForkRequest) and not stopping:
-                    pid = _fork(message, settings, pipelines, description, pipe, (wake_read, wake_write))
+                    pid = _fork(
+                        message, settings, pipelines, description, inherited, pipe, (wake_read, wake_write)
+                    )
                     children[pid] = message.job.key
                     pipe.send(Forked(key=message.job.key, pid=pid))
+                elif isinstance(message, PrepareNursery):
+                    inherited.begin(message)
+                elif isinstance(message, Retire):
+                    retiring = True
                 elif isinstance(message, ShutDown):
                     stopping = True
+        elif inherited.busy and not stopping:
+            report = inherited.step()
+            if report is not None:
+                pipe.send(report)
+        if retiring and not children:
+            return 0
         if stopping:
             if not stop_at:
                 stop_at = time.monotonic() + _SHUTDOWN_GRACE
@@ -241,9 +266,11 @@ def _fork(
     settings: Settings,
     pipelines: Mapping[str, Pipeline],
     description: InstrumentDescription,
+    inherited: Inherited,
     pipe: _Pipe,
     wake: tuple[int, int],
 ) -> int:
+    begin = time.time()
     pid = os.fork()
     if pid:
         return pid
@@ -253,7 +280,7 @@ def _fork(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor in (pipe.read_fd, pipe._write_fd, *wake):
             os.close(descriptor)
-        code = run_child(request.job, settings, pipelines, description)
+        code = run_child(request.job, settings, pipelines, description, inherited, begin)
     except BaseException:
         _LOG.exception("The child failed outside its own error handling.")
     finally:

@@ -1,0 +1,126 @@
+"""``ppdctl inputs`` and ``ppdctl prefetch``."""
+
+from __future__ import annotations
+
+__all__ = ["add_input_commands"]
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from rich.console import Console
+from rich.table import Table
+
+from ..messages import Pointing
+from .client import ControlClient
+
+
+def add_input_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the commands to ``ppdctl``.
+
+    Parameters
+    ----------
+    commands : `argparse._SubParsersAction`
+        Where to add them.
+    common : `argparse.ArgumentParser`
+        Options that every command has.
+    """
+    inputs = commands.add_parser("inputs", parents=[common], help="what a visit's detectors get, and why")
+    inputs.add_argument("group", help="group of the visit")
+    inputs.add_argument("--detector", type=int, help="only this detector, dataset by dataset")
+    inputs.set_defaults(run=_inputs)
+    prefetch = commands.add_parser(
+        "prefetch", parents=[common], help="fetch the inputs of pointings when there is time"
+    )
+    prefetch.add_argument("--ra", type=float, help="right ascension (ICRS), degrees")
+    prefetch.add_argument("--dec", type=float, help="declination (ICRS), degrees")
+    prefetch.add_argument("--filter", help="physical filter")
+    prefetch.add_argument(
+        "files", nargs="*", help="lists: RA DEC [FILTER] on each line; - for standard input"
+    )
+    prefetch.set_defaults(run=_prefetch)
+
+
+def _inputs(client: ControlClient, arguments: argparse.Namespace) -> int:
+    reply = client.inputs(arguments.group, arguments.detector)
+    if not reply.ok:
+        print(f"ppdctl: {reply.error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps(reply.result, indent=2))
+        return 0
+    console = Console()
+    result = reply.result
+    console.print("searched in: " + ", ".join(result["collections"]), highlight=False, markup=False)
+    if result["looking"]:
+        console.print(f"still looking for the inputs of {len(result['looking'])} detectors")
+    detailed = arguments.detector is not None
+    for detector, found in result["detectors"].items():
+        kinds: dict[str, int] = {}
+        for line in found["inputs"]:
+            kinds[line["type"]] = kinds.get(line["type"], 0) + 1
+        text = ", ".join(name if n == 1 else f"{name} ({n})" for name, n in kinds.items())
+        console.print(f"{detector}: {text or 'nothing'}", highlight=False, markup=False)
+        for name, missing in found["missing"].items():
+            needed = "can do without" if missing["optional"] else "needed"
+            console.print(f"  lacks {name} ({needed}): {missing['reason']}", highlight=False, markup=False)
+        if detailed:
+            console.print(_table(found["inputs"]))
+    return 0
+
+
+def _table(lines: list[dict[str, Any]]) -> Table:
+    table = Table("type", "data ID", "run", "why", box=None, pad_edge=False)
+    for line in lines:
+        data_id = " ".join(str(v) for v in line["data_id"].values())
+        table.add_row(line["type"], data_id, line["run"], line.get("failure", line["why"]))
+    return table
+
+
+def _prefetch(client: ControlClient, arguments: argparse.Namespace) -> int:
+    try:
+        pointings = _pointings(arguments)
+    except (OSError, ValueError) as e:
+        print(f"ppdctl: {e}", file=sys.stderr)
+        return 2
+    reply = client.prefetch(pointings)
+    if arguments.json:
+        print(reply.model_dump_json(exclude={"kind"}))
+    elif reply.ok:
+        print(f"inputs of {len(pointings)} pointings are fetched when there is time")
+    if not reply.ok:
+        if not arguments.json:
+            print(f"ppdctl: {reply.error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _pointings(arguments: argparse.Namespace) -> list[Pointing]:
+    if (arguments.ra is None) != (arguments.dec is None):
+        raise ValueError("--ra and --dec go together")
+    pointings = []
+    if arguments.ra is not None or (arguments.filter is not None and not arguments.files):
+        pointings.append(_pointing(arguments.ra, arguments.dec, arguments.filter, "--ra, --dec"))
+    for name in arguments.files:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text()
+        for number, line in enumerate(text.splitlines(), 1):
+            words = line.partition("#")[0].split()
+            if words:
+                if len(words) not in (2, 3):
+                    raise ValueError(f"{name}:{number}: not RA DEC [FILTER]: {line.strip()}")
+                given = words[2] if len(words) == 3 else arguments.filter
+                pointings.append(_pointing(words[0], words[1], given, f"{name}:{number}"))
+    if not pointings:
+        raise ValueError("no pointing is given: --ra and --dec, --filter, or a file")
+    return pointings
+
+
+def _pointing(ra: object, dec: object, physical_filter: str | None, where: str) -> Pointing:
+    try:
+        return Pointing.model_validate({"ra": ra, "dec": dec, "physical_filter": physical_filter})
+    except pydantic.ValidationError as e:
+        faults = "; ".join(f"{x['loc'][0]}: {x['msg']}" for x in e.errors(include_url=False))
+        raise ValueError(f"{where}: {faults}") from e

@@ -1,0 +1,279 @@
+"""From an announced visit to inputs that are held for its detectors."""
+
+from __future__ import annotations
+
+__all__ = ["Gatherer"]
+
+import logging
+import uuid
+from collections.abc import Container, Iterable, Mapping
+from pathlib import Path
+
+import astropy.time
+from lsst.daf.butler import Butler, DatasetRef, Timespan
+from lsst.sphgeom import ConvexPolygon
+
+from ..cache.repo import CacheRepo, Fetched
+from ..cache.transfer import FetchFailure
+from ..config import Settings
+from ..deployment import date_string, run_name
+from ..errors import NotInitializedError
+from ..initializer import check_initialized, initialize
+from ..instruments.description import InstrumentDescription
+from ..messages import CacheView, InputType, PipelineSummary
+from ..visit import BareVisit
+from .input_collections import InputCollections, find_collections
+from .inputs import VisitInputs
+from .reading import CentralButlers
+from .requests import Resolve, Resolved
+from .resolve import Resolution, VisitConstraints, resolve_inputs
+
+_LOG = logging.getLogger(__name__)
+
+
+class Gatherer:
+    """Finds inputs, brings them into the cache, and promises them to children.
+
+    Parameters
+    ----------
+    settings : `ppd.config.Settings`
+        The configuration.
+    description : `ppd.instruments.description.InstrumentDescription`
+        The instrument.
+    central : `ppd.supervisor.reading.CentralButlers`
+        The central repo.
+    cache : `ppd.cache.repo.CacheRepo`
+        The cache.
+    filters : `~collections.abc.Mapping` [ `str`, `str` ]
+        Band by physical filter.
+
+    Notes
+    -----
+    Of a night's constants only those are kept that can't change: definitions
+    of dataset types, and the init-outputs of a run.  Everything else
+    (collections and their order, what is in them, certifications, templates)
+    is read at each visit, in one transaction, at one statement per dataset
+    type: so a change is seen at the next visit.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        description: InstrumentDescription,
+        central: CentralButlers,
+        cache: CacheRepo,
+        filters: Mapping[str, str],
+    ):
+        self._settings = settings
+        self._description = description
+        self._central = central
+        self._cache = cache
+        self._filters = filters
+        self._init_refs: dict[tuple[int, str], list[DatasetRef]] = {}
+        self._inputs: dict[str, tuple[InputType, ...]] = {}
+
+    def learn(self, pipelines: Iterable[PipelineSummary]) -> None:
+        """Learn what the pipelines need."""
+        for pipeline in pipelines:
+            self._inputs[pipeline.path] = pipeline.inputs
+
+    def gather(self, request: Resolve) -> Resolved:
+        """Find and hold the inputs of a visit's detectors.
+
+        Parameters
+        ----------
+        request : `ppd.supervisor.requests.Resolve`
+            The visit.
+
+        Returns
+        -------
+        resolved : `ppd.supervisor.requests.Resolved`
+            The answer.
+
+        Raises
+        ------
+        ppd.errors.PpdError
+            Raised if something fails for all detectors.
+        """
+        visit = request.visit
+        init_refs = self._init_outputs(request.day_obs, request.deployment)
+        declared = self._declared((*request.main.values(), *request.preprocessing.values()))
+        constraints = self._constraints(visit, tuple(sorted(request.main)))
+        found, resolution = self._find(declared, constraints)
+        self._cache.register_runs((*request.runs, f"{visit.instrument}/raw/all"))
+        lasting = resolution.lasting | {ref.id for ref in init_refs}
+        count, failed = self.fetch((*resolution.refs.values(), *init_refs), lasting)
+        inputs = VisitInputs(
+            found.search, resolution, failed, frozenset(i.name for i in declared.values() if i.optional)
+        )
+        self.certify(resolution, failed)
+        views: dict[int, CacheView] = {}
+        refused: dict[int, str] = {}
+        postponed: dict[int, str] = {}
+        init_ids = {ref.id for ref in init_refs} - failed.keys()
+        for detector in constraints.detectors:
+            refusal = self._refusal(request.main[detector], inputs.lacking(detector))
+            if refusal is None:
+                ids = (resolution.detectors[detector].ids - failed.keys()) | init_ids
+                views[detector] = self._lease(f"{visit.groupId}/{detector}", ids, found.search)
+            else:
+                reason, retry = refusal
+                (postponed if retry else refused)[detector] = reason
+        return Resolved(visit.groupId, views, refused, postponed, inputs=inputs, fetched=count)
+
+    def overlapping(self, regions: Mapping[int, ConvexPolygon], physical_filter: str | None) -> Resolution:
+        """Find the inputs of all detectors for now and some regions.
+
+        Parameters
+        ----------
+        regions : `~collections.abc.Mapping` [ `int`, `lsst.sphgeom.ConvexPolygon` ]
+            Region by detector.
+        physical_filter : `str` or `None`
+            Filter, if it is known.
+        """
+        start = astropy.time.Time.now().tai
+        constraints = VisitConstraints(
+            instrument=self._settings.instrument,
+            physical_filter=physical_filter,
+            band=self._filters.get(physical_filter or ""),
+            skymap=self._settings.skymap,
+            timespan=Timespan(start, start + astropy.time.TimeDelta(1.0, format="sec", scale="tai")),
+            regions=regions,
+            detectors=tuple(d.id for d in self._description.focal_plane.detectors),
+        )
+        return self._find(self._declared([tuple(self._inputs)]), constraints)[1]
+
+    def fetch(
+        self, refs: Iterable[DatasetRef], lasting: frozenset[uuid.UUID]
+    ) -> tuple[int, Mapping[uuid.UUID, FetchFailure]]:
+        """Bring datasets into the cache.
+
+        Returns
+        -------
+        count : `int`
+            How many were fetched.
+        failed : `~collections.abc.Mapping`
+            Those that could not be.
+        """
+
+        def fetch(butler: Butler) -> Fetched:
+            # No transaction: it would be open for as long as files are copied.
+            with butler.registry.caching_context():
+                return self._cache.fetch(butler, wanted, lasting)
+
+        wanted = list(refs)
+        fetched = self._central.read(fetch)
+        if not (fetched.failed and self._central.has_replica):
+            return fetched.count, fetched.failed
+        # The replica may lag behind the primary in what it knows of files.
+        wanted = [ref for ref in wanted if ref.id in fetched.failed]
+        again = self._central.read(fetch, primary=True)
+        return fetched.count + again.count, again.failed
+
+    def certify(self, resolution: Resolution, without: Container[uuid.UUID]) -> None:
+        """Give the cache the validity ranges of calibs; ``without`` are those that it lacks."""
+        self._cache.certify(
+            (c.collection, c.ref, c.timespan) for c in resolution.certifications if c.ref.id not in without
+        )
+
+    def _find(
+        self, declared: Mapping[str, InputType], constraints: VisitConstraints
+    ) -> tuple[InputCollections, Resolution]:
+        def find(butler: Butler) -> tuple[InputCollections, Resolution]:
+            # One transaction: a consistent view, and one BEGIN instead of many.
+            with butler.registry.caching_context(), butler.transaction():
+                found = find_collections(butler, self._settings.instrument)
+                return found, resolve_inputs(butler, found.search, declared.values(), constraints)
+
+        found, resolution = self._central.read(find)
+        self._cache.mirror_collections(found.chains, found.calibrations)
+        self._cache.register_runs(found.runs)
+        return found, resolution
+
+    def _init_outputs(self, day_obs: int, deployment: str) -> list[DatasetRef]:
+        """Return the init-outputs of a day; they are written once, before work begins."""
+        day = (day_obs, deployment)
+        if day not in self._init_refs:
+            if self._settings.initialize_automatically:
+                initialize(self._settings, day_obs)
+
+            def find(butler: Butler) -> list[DatasetRef]:
+                butler.registry.refresh()
+                with butler.registry.caching_context(), butler.transaction():
+                    check_initialized(butler, self._settings, day_obs, deployment)
+                    return self._find_init_outputs(butler, day_obs, deployment)
+
+            try:
+                self._init_refs[day] = self._central.read(find)
+            except NotInitializedError:
+                if not self._central.has_replica:
+                    raise
+                # The replica may lag behind what ppd-init wrote to the primary.
+                self._init_refs[day] = self._central.read(find, primary=True)
+        return self._init_refs[day]
+
+    def _find_init_outputs(self, butler: Butler, day_obs: int, deployment: str) -> list[DatasetRef]:
+        refs = []
+        date = date_string(day_obs)
+        for path in self._inputs:
+            run = run_name(self._settings.instrument, date, path, deployment)
+            info = butler.collections.get_info(run, include_summary=True)
+            for name in sorted(info.dataset_types or ()):
+                dataset_type = butler.get_dataset_type(name)
+                if not dataset_type.dimensions:
+                    refs += butler.query_datasets(dataset_type, collections=run, explain=False)
+        return refs
+
+    def _declared(self, orders: Iterable[tuple[str, ...]]) -> dict[str, InputType]:
+        """Overall inputs of pipelines by name; optional if all can do without."""
+        declared: dict[str, InputType] = {}
+        for path in dict.fromkeys(path for paths in orders for path in paths):
+            for input_type in self._inputs[path]:
+                known = declared.get(input_type.name)
+                if known is None or (known.optional and not input_type.optional):
+                    declared[input_type.name] = input_type
+        return declared
+
+    def _refusal(
+        self, main: tuple[str, ...], lacking: Mapping[str, tuple[str, bool]]
+    ) -> tuple[str, bool] | None:
+        """Say why none of the main pipelines can run, and whether that may change.
+
+        The graph builder in the child decides finely.
+        """
+        reasons, retry = [], False
+        for path in main:
+            gone = {
+                i.name: lacking[i.name] for i in self._inputs[path] if i.name in lacking and not i.optional
+            }
+            if not gone:
+                return None
+            retry |= all(again for _, again in gone.values())
+            reasons.append(
+                f"{Path(path).stem} lacks " + ", ".join(f"{n} ({reason})" for n, (reason, _) in gone.items())
+            )
+        return "; ".join(reasons), retry
+
+    def _lease(self, holder: str, ids: set[uuid.UUID], collections: tuple[str, ...]) -> CacheView:
+        snapshot = self._cache.lease(holder, ids)
+        return CacheView(
+            snapshot=str(snapshot), config=str(self._cache.child_config), collections=collections
+        )
+
+    def _constraints(self, visit: BareVisit, detectors: tuple[int, ...]) -> VisitConstraints:
+        regions: Mapping[int, ConvexPolygon] = {}
+        if visit.ra is not None and visit.dec is not None and visit.rotation is not None:
+            plane = self._description.focal_plane
+            regions = plane.regions(visit.ra, visit.dec, visit.rotation, self._settings.preload_padding)
+            regions = {d: regions[d] for d in detectors if d in regions}
+        start = astropy.time.Time(visit.startTime or visit.private_sndStamp, format="unix_tai", scale="tai")
+        length = astropy.time.TimeDelta(max(visit.duration, 1.0), format="sec", scale="tai")
+        return VisitConstraints(
+            instrument=visit.instrument,
+            physical_filter=visit.filters or None,
+            band=self._filters.get(visit.filters),
+            skymap=self._settings.skymap,
+            timespan=Timespan(start, start + length),
+            regions=regions,
+            detectors=detectors,
+        )

@@ -1,0 +1,192 @@
+"""What the nursery reads before the fork, for all its children to inherit."""
+
+from __future__ import annotations
+
+__all__ = ["Inherited"]
+
+import gc
+import logging
+import os
+import time
+import uuid
+from pathlib import Path
+
+from lsst.daf.butler import Butler, DatasetRef
+from lsst.pipe.base import InMemoryDatasetHandle
+
+from ..messages import NurseryPrepared, PrepareNursery
+from .local_repo import clone_repo, remove_repo
+from .probe import Probe
+from .quick_open import Template
+
+_LOG = logging.getLogger(__name__)
+
+
+class Inherited:
+    """Objects and an opened Butler, held in the nursery, shared by copy-on-write.
+
+    Parameters
+    ----------
+    folder : `pathlib.Path`
+        Where local repos are made.
+
+    Notes
+    -----
+    The work is done in small steps between forks, so that no child waits for
+    it.  Some readers start threads (Arrow's does), and a process with threads
+    can't be forked safely: so a child of the nursery, the probe, reads one
+    dataset of each type first, and a type that fails there is not read here.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder / f"ppd-nursery-{os.getpid()}"
+        self._objects: dict[uuid.UUID, InMemoryDatasetHandle] = {}
+        self._sizes: dict[uuid.UUID, int] = {}
+        self.template: Template | None = None
+        self._request: PrepareNursery | None = None
+        self._begun = 0.0
+        self._butler: Butler | None = None
+        self._waiting: list[DatasetRef] = []
+        self._probe: Probe | None = None
+        self._tried_quick = False
+        self._safe: dict[str, bool] = {}
+        self._trouble: list[str] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is more to do."""
+        return self._request is not None
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next step makes sense."""
+        return 1.0 if self._request is None else 0.02 if self._probe is not None else 0.0
+
+    def begin(self, request: PrepareNursery) -> None:
+        """Begin to read what is asked for; a request at hand is dropped for it."""
+        self._clean_up()
+        self._request, self._begun, self._trouble = request, time.monotonic(), []
+
+    def step(self) -> NurseryPrepared | None:
+        """Do a little of the work.
+
+        Returns
+        -------
+        report : `ppd.messages.NurseryPrepared` or `None`
+            What was done, when all is.
+        """
+        assert self._request is not None
+        try:
+            if self._butler is None:
+                self._open(self._request)
+            elif self._probe is not None:
+                self._await_probe(self._probe)
+            elif self._waiting:
+                self._read(self._waiting.pop(0), self._request.max_bytes)
+            else:
+                return self._finish(self._request)
+        except Exception as e:
+            # Readers are other people's code, and nothing here is needed.
+            _LOG.exception("Inputs can't be read ahead.")
+            self._trouble.append(f"{type(e).__name__}: {e}")
+            return self._finish(self._request)
+        return None
+
+    def handle(self, ref: DatasetRef) -> InMemoryDatasetHandle | None:
+        """Return a handle on a dataset if it was read; what it gives is a copy."""
+        return self._objects.get(ref.id)
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def close(self) -> None:
+        """End what is at work, and leave no file, not even a killed probe's."""
+        self._clean_up()
+        for path in self._folder.parent.glob(f"{self._folder.name}*"):
+            remove_repo(path)
+
+    def _open(self, request: PrepareNursery) -> None:
+        self._butler = clone_repo(self._folder, request.view)
+        wanted = {uuid.UUID(i) for i in request.datasets}
+        for i in self._objects.keys() - wanted:
+            del self._objects[i], self._sizes[i]
+        for i in wanted - self._objects.keys():
+            ref = self._butler.get_dataset(i)
+            if ref is not None:
+                self._waiting.append(ref)
+        self._butler.registry.resetConnectionPool()
+        self._start_probe(request, self._butler)
+
+    def _await_probe(self, probe: Probe) -> None:
+        result = probe.poll()
+        if result is None:
+            return
+        assert self._request is not None and self._butler is not None
+        self._probe = None
+        if "" in result and self.template is None:
+            self._make_template(self._request, result[""])
+        for name, fault in result.items():
+            if name:
+                self._safe[name] = fault is None
+                if fault is not None:
+                    self._trouble.append(f"{name}: {fault}")
+        self._waiting = [r for r in self._waiting if self._safe.get(r.datasetType.name, True)]
+        self._start_probe(self._request, self._butler)
+
+    def _start_probe(self, request: PrepareNursery, butler: Butler) -> None:
+        unknown = {r.datasetType.name: r for r in self._waiting if r.datasetType.name not in self._safe}
+        if unknown or not self._tried_quick:
+            self._probe = Probe(butler, self._folder, request, list(unknown.values()))
+            self._tried_quick = True
+
+    def _make_template(self, request: PrepareNursery, fault: str | None) -> None:
+        if fault is not None:
+            self._trouble.append(f"children open their repos the slow way: {fault}")
+            return
+        folder = self._folder.with_name(self._folder.name + "-template")
+        self.template = Template(clone_repo(folder, request.view), folder)
+        remove_repo(folder)
+
+    def _read(self, ref: DatasetRef, max_bytes: int) -> None:
+        assert self._butler is not None
+        if sum(self._sizes.values()) >= max_bytes:
+            self._trouble.append(f"{len(self._waiting) + 1} datasets are too many for {max_bytes} bytes")
+            self._waiting = []
+            return
+        before = _unique_bytes()
+        inputs = self._butler.get(ref)
+        self._butler.registry.resetConnectionPool()
+        self._objects[ref.id] = InMemoryDatasetHandle(
+            inputs, storageClass=ref.datasetType.storageClass, dataId=ref.dataId, copy=True
+        )
+        self._sizes[ref.id] = max(0, _unique_bytes() - before)
+
+    def _finish(self, request: PrepareNursery) -> NurseryPrepared:
+        self._clean_up()
+        # What was made now is older than every child to come: their garbage
+        # collector need not look at it, which would copy its pages.
+        gc.collect()
+        gc.freeze()
+        return NurseryPrepared(
+            holder=request.holder,
+            held=len(self._objects),
+            bytes=sum(self._sizes.values()),
+            seconds=time.monotonic() - self._begun,
+            quick=self.template is not None,
+            trouble="; ".join(self._trouble)[:2000],
+        )
+
+    def _clean_up(self) -> None:
+        self._request, self._waiting = None, []
+        if self._probe is not None:
+            self._probe.kill()
+            self._probe = None
+        if self._butler is not None:
+            self._butler.close()
+            self._butler = None
+        remove_repo(self._folder)
+
+
+def _unique_bytes() -> int:
+    """Memory of this process, bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
