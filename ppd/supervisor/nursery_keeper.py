@@ -196,6 +196,7 @@ class NurseryKeeper:
             self._succession.begin()
         heir = self._succession.heir()
         if heir is not None:
+            _LOG.info("Nursery %d takes over; %d ends with its last child.", heir[0].pid, self.pid)
             self._succession.retire(self._client)
             self._client, ready = heir
             self._begun = now

@@ -101,6 +101,7 @@ def run_first_possible(
         run = runs[path]
         # The run itself comes first: init-outputs were written by ppd-init.
         scoped = Butler.from_config(butler=butler, collections=[run, *inputs], run=run)
+        serving = ReadThroughButler(scoped, inherited)
         executor = SeparablePipelineExecutor(scoped, skip_existing_in=[run], raise_on_partial_outputs=False)
         try:
             graph = executor.build_quantum_graph(pipelines[path], where=where)
@@ -115,21 +116,22 @@ def run_first_possible(
         try:
             executor.run_pipeline(
                 graph,
-                graph_executor=_graph_executor(scoped, inherited, functools.partial(started, path)),
+                graph_executor=_graph_executor(serving, functools.partial(started, path)),
                 provenance_dataset_ref=_provenance(scoped, provenance),
             )
         except MPGraphExecutorError as e:
             raise PipelineFailedError(path, _one_line(e.__cause__ or e)) from e
         except Exception as e:
             raise PipelineFailedError(path, _one_line(e)) from e
+        _LOG.info("%d inputs came from memory.", serving.served)
         return path
     raise NoPipelineError("; ".join(refusals) or "no pipeline is configured")
 
 
-def _graph_executor(butler: Butler, inherited: Inherited, started: Callable[[str], None]) -> MPGraphExecutor:
+def _graph_executor(butler: ReadThroughButler, started: Callable[[str], None]) -> MPGraphExecutor:
     """Execute in this process, with inherited inputs from memory."""
     quantum_executor = SingleQuantumExecutor(
-        butler=ReadThroughButler(butler, inherited),
+        butler=butler,
         task_factory=_AnnouncingFactory(started),
         skip_existing=True,
         raise_on_partial_outputs=False,
