@@ -11,7 +11,7 @@ from __future__ import annotations
 __all__ = ["DetectorOutline", "FocalPlane", "RegionsByDetector"]
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pydantic
@@ -148,9 +148,14 @@ class FocalPlane(pydantic.BaseModel):
         return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
     def regions(
-        self, ra: float, dec: float, rotation: float, padding: float = 0.0
+        self,
+        ra: float,
+        dec: float,
+        rotation: float,
+        padding: float = 0.0,
+        detectors: Collection[int] | None = None,
     ) -> dict[int, ConvexPolygon]:
-        """Find the sky region of every detector.
+        """Find the sky regions of detectors.
 
         Parameters
         ----------
@@ -160,6 +165,8 @@ class FocalPlane(pydantic.BaseModel):
             Sky angle, degrees.
         padding : `float`, optional
             How far each edge is moved outwards, arcsec.
+        detectors : collection of `int`, optional
+            Only those of these detectors that the camera has; all by default.
 
         Returns
         -------
@@ -177,6 +184,8 @@ class FocalPlane(pydantic.BaseModel):
         pad = padding / self.scale
         regions = {}
         for d in self.detectors:
+            if detectors is not None and d.id not in detectors:
+                continue
             x = np.array([d.x_min - pad, d.x_max + pad, d.x_max + pad, d.x_min - pad])
             y = np.array([d.y_min - pad, d.y_min - pad, d.y_max + pad, d.y_max + pad])
             corners = self.to_vectors(x, y, ra, dec, rotation)

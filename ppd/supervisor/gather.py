@@ -264,8 +264,8 @@ class Gatherer:
         regions: Mapping[int, ConvexPolygon] = {}
         if visit.ra is not None and visit.dec is not None and visit.rotation is not None:
             plane = self._description.focal_plane
-            regions = plane.regions(visit.ra, visit.dec, visit.rotation, self._settings.preload_padding)
-            regions = {d: regions[d] for d in detectors if d in regions}
+            padding = self._settings.preload_padding
+            regions = plane.regions(visit.ra, visit.dec, visit.rotation, padding, detectors)
         start = astropy.time.Time(visit.startTime or visit.private_sndStamp, format="unix_tai", scale="tai")
         length = astropy.time.TimeDelta(max(visit.duration, 1.0), format="sec", scale="tai")
         return VisitConstraints(

@@ -38,9 +38,9 @@ def put_preload_products(
     butler.registry.insertDimensionData("group", record, skip_existing=True)
     if visit.ra is None or visit.dec is None or visit.rotation is None:
         return
-    region = description.focal_plane.regions(visit.ra, visit.dec, visit.rotation, settings.preload_padding)[
-        detector
-    ]
+    region = description.focal_plane.regions(
+        visit.ra, visit.dec, visit.rotation, settings.preload_padding, detectors=(detector,)
+    )[detector]
     # The start is a plan and the duration a script's; both are generous.
     begin = astropy.time.Time(visit.startTime or visit.private_sndStamp, format="unix_tai", scale="tai")
     end = begin + astropy.time.TimeDelta(max(visit.duration, 1.0), format="sec", scale="tai")
