@@ -146,6 +146,13 @@ def _print_status(status: dict[str, Any], console: Console) -> None:
         f"  spool {spool['entries']} ({spool['bytes'] / 1e6:.1f} MB)  raws waiting {status['raws_waiting']}",
         highlight=False,
     )
+    inherited, prefetch = status["inherited"], status["prefetch"]
+    console.print(
+        f"inherited {inherited['datasets']} inputs, {inherited['bytes'] / 1e6:.1f} MB"
+        f"  fetched ahead {prefetch['fetched']}"
+        + (f" ({prefetch['pointings']} pointings to go)" if prefetch["pointings"] else ""),
+        highlight=False,
+    )
     if status["visits"]:
         table = Table("group", "filter", "accepted", "states", box=None, pad_edge=False)
         for visit in status["visits"]:
