@@ -32,10 +32,13 @@ from .inheritance import Inheritance
 from .prefetch import Prefetcher
 from .reading import CentralButlers
 from .requests import Prefetch, Released, Resolve, Resolved
+from .resolve import Resolution
 from .statements import StatementCounter
 
 _LOG = logging.getLogger(__name__)
 
+# A night of another time, replayed, would have other calibs at each visit.
+_RENEW_SECONDS = 60.0
 # Known to every child, whatever its pipelines write.
 _ALWAYS = ("raw", "regionTimeInfo", "prompt_provenance")
 
@@ -99,6 +102,7 @@ class CentralReader:
         )
         self._inheritance = Inheritance(self._cache, settings.inherit_bytes)
         self._warm: set[str | None] = set()
+        self._renewed = time.monotonic()
         self.status = ReaderStatus(self._cache.statistics())
         self._thread = threading.Thread(target=self._run, name="central-reader", daemon=True)
 
@@ -188,8 +192,9 @@ class CentralReader:
         if isinstance(request, Resolve):
             answer = self._resolve(request)
             self._inbox.put(answer)
-            if answer.error is None:
+            if answer.inputs is not None:
                 self._warm_up(request.visit.filters or None)
+                self._renew(answer.inputs.resolution)
         elif isinstance(request, Released):
             self._cache.release(request.holder)
         else:
@@ -201,9 +206,17 @@ class CentralReader:
             self._warm.add(physical_filter)
             self._prefetcher.add([Pointing(physical_filter=physical_filter)])
 
+    def _renew(self, resolution: Resolution) -> None:
+        """Have the nursery read what is new, such as a calib that was certified since."""
+        now = time.monotonic()
+        if now > self._renewed + _RENEW_SECONDS and self._inheritance.outdated(resolution):
+            self._renewed = now
+            self._warm.discard(None)
+            self._warm_up(None)
+
     def _fetch_ahead(self) -> None:
         resolution = self._prefetcher.step()
-        if resolution is not None and not self._prefetcher.busy:
+        if resolution is not None:
             prepare = self._inheritance.plan(resolution)
             if prepare is not None:
                 self._inbox.put(prepare)

@@ -31,6 +31,7 @@ class Inheritance:
         self._max_bytes = max_bytes
         self._count = 0
         self._asked: frozenset[uuid.UUID] | None = None
+        self._known: frozenset[uuid.UUID] = frozenset()
 
     def first(self) -> PrepareNursery:
         """Say that the nursery should open a repo, and read nothing yet."""
@@ -50,8 +51,13 @@ class Inheritance:
             The request.  The cache keeps what it names until
             ``prepare.holder`` releases it.
         """
+        self._known = _inheritable(resolution)
         chosen = frozenset(self._choose(resolution))
         return None if chosen == self._asked else self._ask(chosen)
+
+    def outdated(self, resolution: Resolution) -> bool:
+        """Whether a visit uses what was not there when the last plan was made."""
+        return self._max_bytes > 0 and not _inheritable(resolution) <= self._known
 
     def _ask(self, chosen: frozenset[uuid.UUID]) -> PrepareNursery:
         self._asked = chosen
@@ -70,7 +76,7 @@ class Inheritance:
         """What the most detectors use comes first, and of that the smallest."""
         users = collections.Counter(i for d in resolution.detectors.values() for i in d.ids)
         candidates = []
-        for i in resolution.lasting:
+        for i in _inheritable(resolution):
             size = self._cache.size(i)
             if size is not None and users[i]:
                 candidates.append((-users[i], size, i))
@@ -80,3 +86,10 @@ class Inheritance:
                 chosen.append(i)
                 total += size
         return chosen
+
+
+def _inheritable(resolution: Resolution) -> frozenset[uuid.UUID]:
+    """What does not change with the filter: or each change would be read again."""
+    return frozenset(
+        i for i in resolution.lasting if "band" not in resolution.refs[i].datasetType.dimensions.names
+    )

@@ -23,6 +23,12 @@ _RETRY_SECONDS = 0.2
 # A replica that failed is tried again after this time, when it is needed.
 _REST_SECONDS = 15.0
 _TRIES = 2
+# A connection that was lost, and what leaving a query after that raises.
+_LOST = (
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.InterfaceError,
+    sqlalchemy.exc.PendingRollbackError,
+)
 
 
 def open_butler(uri: str, *, writeable: bool, attempts: int, delay: float) -> Butler:
@@ -147,14 +153,15 @@ class CentralButlers:
         return self._attempt("primary", work)
 
     def _attempt(self, name: str, work: Callable[[Butler], _T]) -> _T:
-        fault: sqlalchemy.exc.DBAPIError
+        fault: sqlalchemy.exc.SQLAlchemyError
         for attempt in range(1, _TRIES + 1):
             try:
                 return work(self._butler(name))
-            except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError) as e:
+            except _LOST as e:
                 fault = e
-            except sqlalchemy.exc.DBAPIError as e:
-                if not e.connection_invalidated:
+            except sqlalchemy.exc.SQLAlchemyError as e:
+                # A standby refuses what a primary does, such as temporary tables.
+                if name == "primary" and not getattr(e, "connection_invalidated", False):
                     raise
                 fault = e
             if attempt < _TRIES:

@@ -44,6 +44,7 @@ class Inherited:
         self._sizes: dict[uuid.UUID, int] = {}
         self.template: Template | None = None
         self._request: PrepareNursery | None = None
+        self._next: PrepareNursery | None = None
         self._begun = 0.0
         self._butler: Butler | None = None
         self._waiting: list[DatasetRef] = []
@@ -63,8 +64,10 @@ class Inherited:
         return 1.0 if self._request is None else 0.02 if self._probe is not None else 0.0
 
     def begin(self, request: PrepareNursery) -> None:
-        """Begin to read what is asked for; a request at hand is dropped for it."""
-        self._clean_up()
+        """Begin to read what is asked for, after what is at hand."""
+        if self._request is not None:
+            self._next = request
+            return
         self._request, self._begun, self._trouble = request, time.monotonic(), []
 
     def step(self) -> NurseryPrepared | None:
@@ -81,7 +84,7 @@ class Inherited:
                 self._open(self._request)
             elif self._probe is not None:
                 self._await_probe(self._probe)
-            elif self._waiting:
+            elif self._waiting and self._next is None:
                 self._read(self._waiting.pop(0), self._request.max_bytes)
             else:
                 return self._finish(self._request)
@@ -101,6 +104,7 @@ class Inherited:
 
     def close(self) -> None:
         """End what is at work, and leave no file, not even a killed probe's."""
+        self._next = None
         self._clean_up()
         for path in self._folder.parent.glob(f"{self._folder.name}*"):
             remove_repo(path)
@@ -167,7 +171,7 @@ class Inherited:
         # collector need not look at it, which would copy its pages.
         gc.collect()
         gc.freeze()
-        return NurseryPrepared(
+        report = NurseryPrepared(
             holder=request.holder,
             held=len(self._objects),
             bytes=sum(self._sizes.values()),
@@ -175,6 +179,10 @@ class Inherited:
             quick=self.template is not None,
             trouble="; ".join(self._trouble)[:2000],
         )
+        if self._next is not None:
+            following, self._next = self._next, None
+            self.begin(following)
+        return report
 
     def _clean_up(self) -> None:
         self._request, self._waiting = None, []

@@ -44,6 +44,7 @@ class Probe:
     """
 
     def __init__(self, butler: Butler, folder: Path, request: PrepareNursery, refs: list[DatasetRef]):
+        self._other = folder.with_name(folder.name + "-probe")
         self._names = ["", *(ref.datasetType.name for ref in refs)]
         self._deadline = time.monotonic() + _SECONDS
         self._data = b""
@@ -53,7 +54,7 @@ class Probe:
             try:
                 signal.set_wakeup_fd(-1)
                 os.close(self._read)
-                for name, fault in _try_all(butler, folder, request, refs):
+                for name, fault in _try_all(butler, folder, self._other, request, refs):
                     os.write(write, json.dumps([name, fault]).encode() + b"\n")
             finally:
                 os._exit(0)
@@ -86,6 +87,7 @@ class Probe:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
             os.close(self._read)
+        remove_repo(self._other)
 
     def _result(self, fault: str) -> dict[str, str | None]:
         result: dict[str, str | None] = dict(json.loads(line) for line in self._data.splitlines())
@@ -99,9 +101,9 @@ _THREADS = "its reader starts threads"
 
 
 def _try_all(
-    butler: Butler, folder: Path, request: PrepareNursery, refs: list[DatasetRef]
+    butler: Butler, folder: Path, other: Path, request: PrepareNursery, refs: list[DatasetRef]
 ) -> Iterator[tuple[str, str | None]]:
-    yield "", _try_quick(butler, folder, request)
+    yield "", _try_quick(butler, folder, other, request)
     for ref in refs:
         fault = None
         try:
@@ -116,9 +118,8 @@ def _try_all(
         yield ref.datasetType.name, fault
 
 
-def _try_quick(butler: Butler, folder: Path, request: PrepareNursery) -> str | None:
+def _try_quick(butler: Butler, folder: Path, other: Path, request: PrepareNursery) -> str | None:
     """Open a repo the quick way and the public way; say what differs."""
-    other = folder.with_name(folder.name + "-probe")
     try:
         template = Template(butler, folder)
         public = clone_repo(other, request.view)
