@@ -83,7 +83,7 @@ def test_as_the_public_way(cache: CacheRepo, central: Butler, template: Template
 
 
 def test_clones_are_apart(cache: CacheRepo, central: Butler, template: Template, tmp_path: Path) -> None:
-    """What one writes is in its own folder, and no other has it."""
+    """What one writes is in its own folder, and no other has it: the second is opened the slow way."""
     ref = _cached(cache, central)
     folders = [tmp_path / "a", tmp_path / "b"]
     butlers = [clone_repo(folder, _view(cache, ref), template) for folder in folders]

@@ -16,6 +16,7 @@ from lsst.pipe.base import InMemoryDatasetHandle
 
 from ..messages import NurseryPrepared, PrepareNursery
 from .local_repo import clone_repo, remove_repo
+from .preload import rehearse
 from .probe import Probe
 from .quick_open import Template
 
@@ -148,7 +149,14 @@ class Inherited:
             self._trouble.append(f"children open their repos the slow way: {fault}")
             return
         folder = self._folder.with_name(self._folder.name + "-template")
-        self.template = Template(clone_repo(folder, request.view), folder)
+        butler = clone_repo(folder, request.view)
+        try:
+            butler.collections.register("ppd/rehearsal")
+            rehearse(butler)
+        except Exception as e:
+            # Such as a site without this dataset type: children take longer.
+            _LOG.info("What children do can't be rehearsed: %s: %s", type(e).__name__, e)
+        self.template = Template(butler, folder)
         remove_repo(folder)
 
     def _read(self, ref: DatasetRef, max_bytes: int) -> None:

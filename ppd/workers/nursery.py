@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import astropy.time
 from lsst.pipe.base import Pipeline
 
 from ..config import Settings
@@ -137,6 +138,8 @@ def main() -> int:
         description = find_description(settings.instrument, settings.instrument_description)
         _import_early(_PRELOAD if settings.apdb_config is None else (*_PRELOAD, *_PRELOAD_APDB))
         load_translators()
+        # The table of leap seconds is read at the first use of a time.
+        astropy.time.Time.now().tai.utc.isot  # noqa: B018
         _import_formatter(description)
     except Exception as e:
         # Task modules and configs are other people's code: anything may come.

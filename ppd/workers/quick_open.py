@@ -6,7 +6,7 @@ definitions.  A template, opened once on a repo of the same kind, is cloned
 after the fork and pointed at the child's own files.
 
 The public interface does not carry the last step.  What is touched beyond it
-is in `_point_at`, tried on the versions in `TRIED_ON`.  The nursery finds out
+is in `_point_at` and `_records_of`, tried on the versions in `TRIED_ON`.  The nursery finds out
 in a process of its own whether it works with what is installed; where it does
 not, and whenever it fails in a child, the repo is opened the public way.
 """
@@ -15,7 +15,11 @@ from __future__ import annotations
 
 __all__ = ["TRIED_ON", "Template"]
 
+import contextlib
+import os
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 from lsst.daf.butler import Butler
 from lsst.resources import ResourcePath
@@ -39,14 +43,21 @@ class Template:
     def __init__(self, butler: Butler, folder: Path):
         self._butler = butler
         self._folder = folder
+        self._used_in: int | None = None
         # Definitions of dataset types' tables are read when they are first met.
         for dataset_type in butler.registry.queryDatasetTypes():
             butler.get_dataset_type(dataset_type.name)
+        self._counts = _count_records(butler, folder)
+        cache = _records_of(butler)
+        cache.preload_cache()
+        self._records = cache._records
+        # Or each clone would get a copy of its own.
+        cache.reset()
         # No connection may be open when the process forks.
         butler.registry.resetConnectionPool()
 
     def open(self, folder: Path) -> Butler:
-        """Open the repo in a folder.
+        """Open the repo in a folder; once in each process.
 
         Parameters
         ----------
@@ -64,16 +75,39 @@ class Template:
             Raised, as whatever it may be, if the installed middleware can't
             be used so.
         """
+        if self._used_in == os.getpid():
+            # The first would become the second.
+            raise RuntimeError("a template opens one repo in each process")
+        self._used_in = os.getpid()
         (folder / "local").mkdir(exist_ok=True)
         butler = self._butler.clone()
         _point_at(butler, self._folder, folder)
         # What the template knew of its own repo is not true of this one.  If
         # this were still the template's, it would fail here: its files are gone.
         butler.registry.refresh()
+        if self._counts == _count_records(butler, folder):
+            # Instrument, detectors, filters: reading their records again takes longer
+            # than all the rest.  Nothing changes them in place.
+            _records_of(butler)._records = self._records
         roots = {str(root) for root in butler.get_datastore_roots().values()}
         if any(Path(ResourcePath(root).ospath).is_relative_to(self._folder) for root in roots):
             raise RuntimeError("a store of the clone is still the template's")
         return butler
+
+
+def _records_of(butler: Butler) -> Any:
+    """The cache of those dimension records that every Butler reads at its first use."""
+    return butler._registry.dimension_record_cache  # type: ignore[attr-defined]
+
+
+def _count_records(butler: Butler, folder: Path) -> dict[str, int]:
+    """Number of records of each dimension element that Butlers keep in memory."""
+    with contextlib.closing(sqlite3.connect(f"file:{folder / 'gen3.sqlite3'}?mode=ro", uri=True)) as registry:
+        return {
+            element.name: registry.execute(f'SELECT count(*) FROM "{element.name}"').fetchone()[0]
+            for element in butler.dimensions.elements
+            if element.is_cached and element.has_own_table
+        }
 
 
 def _point_at(butler: Butler, old: Path, new: Path) -> None:
@@ -81,8 +115,13 @@ def _point_at(butler: Butler, old: Path, new: Path) -> None:
     from lsst.daf.butler._location import LocationFactory
 
     database = butler._registry._db  # type: ignore[attr-defined]
-    database._engine = type(database).makeEngine(f"sqlite:///{new / 'gen3.sqlite3'}", writeable=True)
-    database.filename = str(new / "gen3.sqlite3")
+    filename = str(new / "gen3.sqlite3")
+    # The engine stays, with the statements that it has compiled; its pool is new.
+    database._engine.pool._creator = lambda: sqlite3.connect(
+        f"file:{filename}?mode=rwc", check_same_thread=False, uri=True
+    )
+    database._engine.dispose()
+    database.filename = filename
     for store in butler._datastore.datastores:  # type: ignore[attr-defined]
         path = Path(store.root.ospath)
         if path.is_relative_to(old):

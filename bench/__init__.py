@@ -1,0 +1,1 @@
+"""Benchmark: ppd's way of getting inputs ready, and one process per detector's."""
