@@ -20,8 +20,8 @@ bench: venv
 	$(BIN)/python -m bench $(ARGS)
 
 lint: venv
-	$(BIN)/ruff check ppd tests tools/report-picture
-	$(BIN)/ruff format --check --quiet ppd tests
+	$(BIN)/ruff check ppd tests bench tools/report-picture
+	$(BIN)/ruff format --check --quiet ppd tests bench
 	$(BIN)/mypy
 
 venv: $(STAMP)

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy
-from lsst.daf.butler import Butler, Config
 from observatory import ISR, PIPELINES, Observatory, Ppd, running, sleepers, wait_for, write_sleepy
-from postgres_support import HELPER, PostgresServer, make_butler_repo, primary, replica, replica_config
+from postgres_observatory import PostgresObservatory, postgres_observatory
+from postgres_support import HELPER, PostgresServer
 
 pytestmark = pytest.mark.night
-
-_TEMPLATE = "observatory"
-"""Name of the database that others are copied from."""
 
 _SUBTRACT = f"""
 description: From raw to difference image; it needs every kind of input.
@@ -29,63 +24,13 @@ imports:
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class PostgresObservatory(Observatory):
-    """The demo observatory with copies of its central repo on PostgreSQL."""
-
-    primary: PostgresServer
-    replica: PostgresServer
-
-    def copy_central(self, to: Path) -> Path:
-        """Copy the central repo; what reads it through the replica is beside it."""
-        root = super().copy_central(to)
-        (root / "gen3.sqlite3").unlink()
-        database = to.parent.name
-        self.primary.create_database(database, template=_TEMPLATE)
-        config = Config(str(root / "butler.yaml"))
-        config["registry", "db"] = self.primary.url(database)
-        config.dumpToUri(str(root / "butler.yaml"))
-        self.replica.wait_until_caught_up()
-        replica_config(root, self.replica, to.parent / "replica")
-        return root
-
-
 @pytest.fixture(scope="module")
 def servers(
     observatory: Observatory, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PostgresObservatory]:
     """The observatory on a primary and its replica."""
-    folder = tmp_path_factory.mktemp("postgres")
-    with primary(folder) as first, replica(first, folder) as second:
-        copy_to_postgres(Path(observatory.plan.central), first, folder / "central")
-        yield PostgresObservatory(observatory.root, observatory.plan, first, second)
-
-
-def copy_to_postgres(source: Path, server: PostgresServer, root: Path) -> None:
-    """Copy a repo, with everything that it has, into the database to copy from."""
-    make_butler_repo(server, _TEMPLATE, root, Config(str(source / "butler.yaml")))
-    with (
-        Butler.from_config(str(source)) as old,
-        Butler.from_config(str(root), writeable=True) as new,
-    ):
-        listing = str(root / "export.yaml")
-        types = list(old.registry.queryDatasetTypes("*"))
-        with old.export(filename=listing) as export:
-            for element in old.dimensions.elements:
-                if element.has_own_table:
-                    export.saveDimensionData(
-                        element, old.query_dimension_records(element.name, explain=False)
-                    )
-            for dataset_type in types:
-                refs = old.query_datasets(
-                    dataset_type, collections="*", find_first=False, explain=False, limit=None
-                )
-                export.saveDatasets(refs, elements=[])
-            for collection in old.collections.query("*"):
-                export.saveCollection(collection)
-        new.import_(directory=str(source), filename=listing, transfer="hardlink")
-        for dataset_type in types:
-            new.registry.registerDatasetType(dataset_type)
+    with postgres_observatory(observatory, tmp_path_factory.mktemp("postgres")) as servers:
+        yield servers
 
 
 @pytest.fixture(scope="module")

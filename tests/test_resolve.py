@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, example, given, settings
-from lsst.daf.butler import Butler, DatasetRef, Timespan
+from lsst.daf.butler import Butler, CollectionType, DatasetRef, Timespan
 from lsst.sphgeom import ConvexPolygon, HtmPixelization
 from repo_support import (
     DEFAULTS,
@@ -22,6 +22,7 @@ from repo_support import (
     certify,
     copy_lsstcam,
     grid_plane,
+    input_type,
     make_grid_repo,
     needs_lsstcam,
     span,
@@ -35,6 +36,10 @@ from ppd.supervisor.statements import StatementCounter
 CALIBS = ("bias", "flat", "camera")
 OTHERS = ("skyMap", "template", "stars", "model", "limits", "curve")
 NOW = 60005.0
+# Collections in a chain whose order varies.
+THIRD = "any/calib/third"
+_RUNS = ("templates", "templates/some", "refcats", "refcats/some", "skymaps", "models", "models/some")
+CHILDREN = ("any/calib", "any/templates", "models/tagged", "cameras/third", *_RUNS)
 # Detectors that lack something that the others have.
 NO_BIAS, OLD_BIAS, NO_LIMITS = 8, 7, 3
 
@@ -85,19 +90,33 @@ def _fill(butler: Butler) -> None:
     _insert(butler, "model", "models", [{}])
     _insert(butler, "limits", "models", [d for d in detectors if d["detector"] != NO_LIMITS])
     _insert(butler, "curve", "models", filters)
+    _fill_copies(butler)
 
 
-def _input(butler: Butler, name: str) -> InputType:
-    dataset_type = butler.get_dataset_type(name)
-    return InputType(
-        name=name,
-        dimensions=tuple(dataset_type.dimensions.names),
-        storage_class=dataset_type.storageClass_name,
-        is_calibration=dataset_type.isCalibration(),
-        is_prerequisite=True,
-        optional=False,
-        multiple=False,
-    )
+def _fill_copies(butler: Butler) -> None:
+    """Add copies of some datasets where only chains of their own find them."""
+    some = [{"instrument": INSTRUMENT, "detector": d} for d in (0, 1, 2, NO_LIMITS, NO_BIAS)]
+    butler.collections.register(THIRD, CollectionType.CALIBRATION)
+    for ref in _insert(butler, "bias", "bias/third", some):
+        butler.registry.certify(THIRD, [ref], span(60004.0, 60006.0))
+    for ref in _insert(butler, "flat", "flats/third", [{**d, "physical_filter": "r_1"} for d in some]):
+        butler.registry.certify(THIRD, [ref], span(None, NOW + 1.0))
+    (camera,) = _insert(butler, "camera", "cameras/third", [{"instrument": INSTRUMENT}])
+    butler.registry.certify(THIRD, [camera], span(NOW + 1.0, None))  # not valid yet
+    patches = butler.query_dimension_records("patch", skymap=SKYMAP)
+    for run, step in (("templates/some", 2), ("templates/few", 3)):
+        ids = [{"skymap": SKYMAP, "tract": p.tract, "patch": p.id, "band": "r"} for p in patches]
+        _insert(butler, "template", run, ids[::step])
+    stars = butler.query_datasets("stars", collections="refcats", limit=None)
+    _insert(butler, "stars", "refcats/some", [r.dataId for r in stars if int(r.dataId["htm7"]) % 2])
+    for name, ids in (("limits", some), ("model", [{}]), ("skyMap", [{"skymap": SKYMAP}])):
+        _insert(butler, name, "models/some", ids)
+    limits = butler.query_datasets("limits", collections="models/some")
+    butler.collections.register("models/tagged", CollectionType.TAGGED)
+    butler.registry.associate("models/tagged", [r for r in limits if r.dataId["detector"] < 2])
+    for chain in ("any/templates", "any/calib", "any"):
+        butler.collections.register(chain, CollectionType.CHAINED)
+    butler.collections.redefine_chain("any/templates", ["templates/few", "templates"])
 
 
 def _resolve(
@@ -107,6 +126,7 @@ def _resolve(
     time: Timespan | None = None,
     physical_filter: str | None = "r_1",
     detectors: tuple[int, ...] = DETECTORS,
+    collections: str = DEFAULTS,
 ) -> Resolution:
     visit = VisitConstraints(
         instrument=INSTRUMENT,
@@ -117,7 +137,7 @@ def _resolve(
         regions=regions or {},
         detectors=detectors,
     )
-    return resolve_inputs(butler, [DEFAULTS], [_input(butler, n) for n in names], visit)
+    return resolve_inputs(butler, [collections], [input_type(butler, n) for n in names], visit)
 
 
 def _pointing(ra: float, dec: float, rotation: float = 0.0) -> dict[int, ConvexPolygon]:
@@ -129,14 +149,16 @@ def _found(resolution: Resolution, detector: int, name: str) -> set[uuid.UUID]:
     return {i for i in ids if resolution.refs[i].datasetType.name == name}
 
 
-def _by_butler(butler: Butler, detector: int, name: str, region: ConvexPolygon) -> set[uuid.UUID]:
+def _by_butler(
+    butler: Butler, detector: int, name: str, region: ConvexPolygon, collections: str = DEFAULTS
+) -> set[uuid.UUID]:
     """What one detector's own query finds."""
     dataset_type = butler.get_dataset_type(name)
     known = {"instrument": INSTRUMENT, "detector": detector, "physical_filter": "r_1", "skymap": SKYMAP}
     data_id = {k: v for k, v in known.items() if k in dataset_type.dimensions.required}
     if dataset_type.isCalibration():
         time = Timespan.fromInstant(span(NOW, None).begin)
-        found = butler.find_dataset(name, data_id, collections=DEFAULTS, timespan=time)
+        found = butler.find_dataset(name, data_id, collections=collections, timespan=time)
         return {found.id} if found is not None else set()
     where, bind = "", {}
     if name == "template":
@@ -144,12 +166,12 @@ def _by_butler(butler: Butler, detector: int, name: str, region: ConvexPolygon) 
     elif name == "stars":
         where, bind = "htm7.region OVERLAPS area", {"area": region}
     refs = butler.query_datasets(
-        name, collections=DEFAULTS, data_id=data_id, where=where, bind=bind, explain=False
+        name, collections=collections, data_id=data_id, where=where, bind=bind, explain=False
     )
     return {ref.id for ref in refs}
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(TRACTS),
     st.floats(-0.7, 0.7),
@@ -175,6 +197,34 @@ def test_as_each_detector_alone(
         assert _found(resolution, detector, "template")
     given_ids = set[uuid.UUID]().union(*(inputs.ids for inputs in resolution.detectors.values()))
     assert given_ids == set(resolution.refs)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.permutations((NEW, OLD, THIRD)).flatmap(lambda order: st.sampled_from([order, order[:2]])),
+    st.permutations(CHILDREN).flatmap(lambda order: st.sampled_from([order, order[:7]])),
+    st.sampled_from(((0, 4), (1, OLD_BIAS), (2, NO_BIAS), (NO_LIMITS, 5))),
+    st.floats(0.0, 360.0),
+)
+@example((OLD, THIRD, NEW), tuple(reversed(CHILDREN)), (0, 1), 10.0)
+@example((NEW, OLD, THIRD), CHILDREN, (NO_LIMITS, NO_BIAS), 10.0)
+def test_first_of_several_whatever_the_order(
+    butler: Butler,
+    calibs: Sequence[str],
+    children: Sequence[str],
+    detectors: tuple[int, int],
+    rotation: float,
+) -> None:
+    """Copies in runs, a tagged collection, chains in chains and calibration collections in any order."""
+    butler.collections.redefine_chain("any/calib", list(calibs))
+    butler.collections.redefine_chain("any", list(children))
+    regions = _pointing(*TRACTS[3], rotation)
+    resolution = _resolve(butler, regions=regions, collections="any")
+    for detector in detectors:
+        for name in CALIBS + OTHERS:
+            expected = _by_butler(butler, detector, name, regions[detector], "any")
+            assert _found(resolution, detector, name) == expected, (name, detector)
+            assert (name in resolution.detectors[detector].missing) == (not expected)
 
 
 @pytest.mark.parametrize(
@@ -236,8 +286,8 @@ def test_no_filter(butler: Butler) -> None:
 def test_empty_sky(butler: Butler) -> None:
     resolution = _resolve(butler, ("template", "stars", "model"), regions=_pointing(300.0, 50.0))
     for inputs in resolution.detectors.values():
-        reason = "none overlaps the detector"
-        assert inputs.missing == {"template": reason, "stars": reason}
+        assert set(inputs.missing) == {"template", "stars"}
+        assert inputs.missing["template"] == "none overlaps the detector for {band: 'r', skymap: 'grid'}"
     assert len(resolution.refs) == 1
 
 
@@ -262,7 +312,7 @@ def test_what_does_not_exist(butler: Butler) -> None:
     visit = VisitConstraints(INSTRUMENT, "r_1", "r", SKYMAP, span(NOW, NOW + 1), {}, (1,))
     inputs = resolve_inputs(butler, [DEFAULTS], declared, visit).detectors[1]
     assert inputs == DetectorInputs(missing={"unheard_of": "central has no such dataset type"})
-    nothing = resolve_inputs(butler, ["skymaps"], [_input(butler, "bias")], visit).detectors[1]
+    nothing = resolve_inputs(butler, ["skymaps"], [input_type(butler, "bias")], visit).detectors[1]
     assert nothing.missing == {"bias": "no collection of skymaps has any"}
 
 
@@ -323,7 +373,7 @@ def test_lsstcam(tmp_path: Path) -> None:
         resolution = resolve_inputs(
             butler,
             ["LSSTCam/defaults", "LSSTCam/templates"],
-            [_input(butler, name) for name in names],
+            [input_type(butler, name) for name in names],
             constraints,
         )
         for detector in (90, 91):

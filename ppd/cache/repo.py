@@ -8,7 +8,7 @@ that no dataset is copied and no row inserted for a child.
 
 from __future__ import annotations
 
-__all__ = ["CacheRepo", "CacheStatistics", "Fetched"]
+__all__ = ["CacheRepo", "CacheStatistics", "Certificate", "Fetched"]
 
 import dataclasses
 import itertools
@@ -37,6 +37,9 @@ _LOG = logging.getLogger(__name__)
 
 # Datasets of one transfer.
 _PART = 1000
+
+Certificate = tuple[str, DatasetRef, Timespan]
+"""Calibration collection, calib, validity range."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +100,7 @@ class CacheRepo:
         self._leases: dict[str, frozenset[uuid.UUID]] = {}
         # By dataset type and data ID; no two validity ranges of one overlap.
         self._certified: dict[tuple[str, DataCoordinate], dict[uuid.UUID, tuple[str, Timespan]]] = {}
+        self._tagged: dict[tuple[str, str, DataCoordinate], uuid.UUID] = {}
         self._chains: dict[str, tuple[str, ...]] = {}
         self._collections: set[str] = set()
         self._changed = True
@@ -134,7 +138,9 @@ class CacheRepo:
         for dataset_type in dataset_types:
             self._changed |= self.butler.registry.registerDatasetType(dataset_type)
 
-    def mirror_collections(self, chains: Mapping[str, tuple[str, ...]], calibrations: Iterable[str]) -> None:
+    def mirror_collections(
+        self, chains: Mapping[str, tuple[str, ...]], calibrations: Iterable[str], tagged: Iterable[str] = ()
+    ) -> None:
         """Give the cache the chains of the central repo.
 
         Only what a search of the cache can meet is mirrored: the chains and
@@ -146,12 +152,15 @@ class CacheRepo:
             Children of each chain, innermost chains first.
         calibrations : `~collections.abc.Iterable` [ `str` ]
             Calibration collections.
+        tagged : `~collections.abc.Iterable` [ `str` ], optional
+            Tagged collections.
         """
-        for name in calibrations:
-            if name not in self._collections:
-                self.butler.collections.register(name, CollectionType.CALIBRATION)
-                self._collections.add(name)
-                self._changed = True
+        for kind, names in ((CollectionType.CALIBRATION, calibrations), (CollectionType.TAGGED, tagged)):
+            for name in names:
+                if name not in self._collections:
+                    self.butler.collections.register(name, kind)
+                    self._collections.add(name)
+                    self._changed = True
         for name, children in chains.items():
             if self._chains.get(name) == children:
                 continue
@@ -182,7 +191,25 @@ class CacheRepo:
         held = self._held.get(dataset)
         return None if held is None else held.size
 
-    def fetch(self, central: Butler, refs: Iterable[DatasetRef], lasting: frozenset[uuid.UUID]) -> Fetched:
+    def refs(self) -> list[DatasetRef]:
+        """Return what the cache holds."""
+        return [held.ref for held in self._held.values()]
+
+    def withdraw(self, refs: Iterable[DatasetRef]) -> None:
+        """Drop what central no longer has; what a child has leased stays until that ends."""
+        leased = frozenset().union(*self._leases.values())
+        victims = [ref for ref in refs if ref.id not in leased]
+        if victims:
+            _LOG.info("Dropped %d datasets that central no longer has where they were.", len(victims))
+            self._drop(victims)
+
+    def fetch(
+        self,
+        central: Butler,
+        refs: Iterable[DatasetRef],
+        lasting: frozenset[uuid.UUID],
+        evict: bool = True,
+    ) -> Fetched:
         """Bring datasets into the cache that it does not hold yet.
 
         Parameters
@@ -193,6 +220,8 @@ class CacheRepo:
             What is needed, held or not.
         lasting : `frozenset` [ `uuid.UUID` ]
             Those that this node uses at every visit: evicted last.
+        evict : `bool`, optional
+            Whether others may be evicted for them.
 
         Returns
         -------
@@ -216,7 +245,7 @@ class CacheRepo:
         count = 0
         # In parts, so that one bad file costs the others little.
         for part in itertools.batched(self.lacks(wanted.values()), _PART):
-            sizes, faults = self._copy_in(central, list(part), wanted.keys())
+            sizes, faults = self._copy_in(central, list(part), wanted.keys(), evict)
             failed |= faults
             for ref in part:
                 if ref.id in sizes:
@@ -224,11 +253,11 @@ class CacheRepo:
             self._fetched += sum(sizes.values())
             count += len(sizes)
             self._changed |= bool(sizes)
-        if count:
+        if count and evict:
             self._evict(self.max_bytes, keep=wanted.keys())
         return Fetched(count, failed)
 
-    def certify(self, certifications: Iterable[tuple[str, DatasetRef, Timespan]]) -> None:
+    def certify(self, certifications: Iterable[Certificate]) -> None:
         """Certify calibs as central has them.
 
         What was certified before of the same detector (or filter) stays only
@@ -258,6 +287,36 @@ class CacheRepo:
         for (collection, _, timespan), refs in new.items():
             self.butler.registry.certify(collection, refs, timespan)
         self._changed |= bool(new)
+
+    def associate(self, tags: Iterable[tuple[str, DatasetRef]]) -> None:
+        """Put datasets, which must be in the cache, into tagged collections as central has them."""
+        new: dict[str, list[DatasetRef]] = {}
+        for name, ref in tags:
+            key = (name, ref.datasetType.name, ref.dataId)
+            old = self._held.get(self._tagged.get(key, ref.id))
+            if old is not None and old.ref.id != ref.id:
+                self.butler.registry.disassociate(name, [old.ref])
+            if self._tagged.get(key) != ref.id:
+                self._tagged[key] = ref.id
+                new.setdefault(name, []).append(ref)
+        for name, refs in new.items():
+            self.butler.registry.associate(name, refs)
+            self._changed = True
+
+    def certified(self) -> list[Certificate]:
+        """Return all calibs with collection and validity range."""
+        return [
+            (where, self._held[i].ref, span)
+            for known in self._certified.values()
+            for i, (where, span) in known.items()
+        ]
+
+    def decertify(self, certificates: Iterable[Certificate]) -> None:
+        """Take validity ranges back that central no longer has."""
+        for where, ref, span in certificates:
+            self.butler.registry.decertify(where, ref.datasetType, span, dataIds=[ref.dataId])
+            del self._certified[ref.datasetType.name, ref.dataId][ref.id]
+            self._changed = True
 
     def lease(self, holder: str, ids: Iterable[uuid.UUID]) -> Path:
         """Promise datasets to a child and say which registry copy to clone.
@@ -305,15 +364,25 @@ class CacheRepo:
         return sum(h.size for h in self._held.values())
 
     def _copy_in(
-        self, central: Butler, refs: list[DatasetRef], keep: Collection[uuid.UUID]
+        self, central: Butler, refs: list[DatasetRef], keep: Collection[uuid.UUID], evict: bool
     ) -> tuple[dict[uuid.UUID, int], dict[uuid.UUID, FetchFailure]]:
         while True:
             try:
                 return copy_in(self.butler, self.root, central, refs)
             except SharedMemoryError:
                 # The limit may be more than the file system has.
-                if not self._evict(self._bytes_held() // 2, keep):
+                if not evict or not self._evict(self._bytes_held() // 2, keep):
                     raise
+
+    def _drop(self, refs: list[DatasetRef]) -> None:
+        for ref in refs:
+            del self._held[ref.id]
+            for key in [k for k, i in self._tagged.items() if i == ref.id]:
+                del self._tagged[key]
+            self._certified.get((ref.datasetType.name, ref.dataId), {}).pop(ref.id, None)
+        self._changed = True
+        with full_is_an_error(self.place):
+            self.butler.pruneDatasets(refs, disassociate=True, unstore=True, purge=True)
 
     def _evict(self, limit: int, keep: Collection[uuid.UUID]) -> bool:
         """Evict the least recently used until ``limit`` bytes are held."""
@@ -327,12 +396,7 @@ class CacheRepo:
                 victims.append(held.ref)
                 total -= held.size
         if victims:
-            for ref in victims:
-                del self._held[ref.id]
-                self._certified.get((ref.datasetType.name, ref.dataId), {}).pop(ref.id, None)
-            self._changed = True
-            with full_is_an_error(self.place):
-                self.butler.pruneDatasets(victims, disassociate=True, unstore=True, purge=True)
+            self._drop(victims)
             self._evicted += len(victims)
             _LOG.info("Evicted %d datasets from the cache; %d bytes are held.", len(victims), total)
         return bool(victims)

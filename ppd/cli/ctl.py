@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..config import find_config, load_settings
@@ -135,7 +136,7 @@ def _print_status(status: dict[str, Any], console: Console) -> None:
         highlight=False,
     )
     for fault in status["faults"]:
-        console.print(f"  [red]{fault}[/]", markup=True)
+        console.print(f"  [red]{escape(fault)}[/]", markup=True)
     states = {k: v for k, v in status["detector_visits"].items() if v}
     console.print("detector-visits: " + (", ".join(f"{k} {v}" for k, v in states.items()) or "none"))
     slots, processors, cache, spool = (status[k] for k in ("slots", "processors", "cache", "spool"))

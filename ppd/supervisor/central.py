@@ -39,6 +39,7 @@ _LOG = logging.getLogger(__name__)
 
 # A night of another time, replayed, would have other calibs at each visit.
 _RENEW_SECONDS = 60.0
+_LOOK_SECONDS = 5.0
 # Known to every child, whatever its pipelines write.
 _ALWAYS = ("raw", "regionTimeInfo", "prompt_provenance")
 
@@ -128,9 +129,11 @@ class CentralReader:
         for pipeline in pipelines:
             names.update(pipeline.outputs, pipeline.init_outputs)
         self._gatherer.learn(pipelines)
-        self._central.read(lambda butler: self._register(butler, names))
+        # The replica may lag behind ppd-init, which has registered them.
+        self._central.read(lambda butler: self._register(butler, names), primary=True)
         self._inbox.put(self._inheritance.first())
         self._warm_up(None)
+        self.status = ReaderStatus(self._cache.statistics(), trouble=self._central.trouble)
         self._thread.start()
 
     def request(self, request: Resolve | Released | Prefetch) -> None:
@@ -168,13 +171,18 @@ class CentralReader:
     def _run(self) -> None:
         while True:
             try:
-                request = self._requests.get(block=not self._prefetcher.busy)
+                wait = _LOOK_SECONDS if self._central.trouble else None
+                request = self._requests.get(block=not self._prefetcher.busy, timeout=wait)
             except queue.Empty:
-                self._guarded(self._fetch_ahead)
+                self._guarded(self._fetch_ahead if self._prefetcher.busy else self._look)
                 continue
             if request is None:
                 return
             self._guarded(lambda request=request: self._serve(request))  # type: ignore[misc]
+
+    def _look(self) -> None:
+        """See whether the replica is back: no visit may be there to find out."""
+        self._central.read(lambda butler: butler.query_dimension_records("visit_system", explain=False))
 
     def _guarded(self, work) -> None:  # type: ignore[no-untyped-def]
         try:

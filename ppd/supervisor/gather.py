@@ -27,6 +27,7 @@ from .inputs import VisitInputs
 from .reading import CentralButlers
 from .requests import Resolve, Resolved
 from .resolve import Resolution, VisitConstraints, resolve_inputs
+from .withdrawn import find_uncertified, find_withdrawn
 
 _LOG = logging.getLogger(__name__)
 
@@ -101,12 +102,16 @@ class Gatherer:
         constraints = self._constraints(visit, tuple(sorted(request.main)))
         found, resolution = self._find(declared, constraints)
         self._cache.register_runs((*request.runs, f"{visit.instrument}/raw/all"))
+        self._cache.withdraw(find_withdrawn(self._cache.refs(), declared, constraints, resolution))
         lasting = resolution.lasting | {ref.id for ref in init_refs}
         count, failed = self.fetch((*resolution.refs.values(), *init_refs), lasting)
         inputs = VisitInputs(
             found.search, resolution, failed, frozenset(i.name for i in declared.values() if i.optional)
         )
         self.certify(resolution, failed)
+        self._cache.associate((name, ref) for name, ref in resolution.tagged if ref.id not in failed)
+        valid = {c.ref.id for c in resolution.certifications} - failed.keys()
+        self._cache.decertify(find_uncertified(self._cache.certified(), declared, constraints, valid))
         views: dict[int, CacheView] = {}
         refused: dict[int, str] = {}
         postponed: dict[int, str] = {}
@@ -144,9 +149,9 @@ class Gatherer:
         return self._find(self._declared([tuple(self._inputs)]), constraints)[1]
 
     def fetch(
-        self, refs: Iterable[DatasetRef], lasting: frozenset[uuid.UUID]
+        self, refs: Iterable[DatasetRef], lasting: frozenset[uuid.UUID], evict: bool = True
     ) -> tuple[int, Mapping[uuid.UUID, FetchFailure]]:
-        """Bring datasets into the cache.
+        """Bring datasets into the cache; see `ppd.cache.repo.CacheRepo.fetch`.
 
         Returns
         -------
@@ -159,7 +164,7 @@ class Gatherer:
         def fetch(butler: Butler) -> Fetched:
             # No transaction: it would be open for as long as files are copied.
             with butler.registry.caching_context():
-                return self._cache.fetch(butler, wanted, lasting)
+                return self._cache.fetch(butler, wanted, lasting, evict)
 
         wanted = list(refs)
         fetched = self._central.read(fetch)
@@ -185,8 +190,17 @@ class Gatherer:
                 found = find_collections(butler, self._settings.instrument)
                 return found, resolve_inputs(butler, found.search, declared.values(), constraints)
 
-        found, resolution = self._central.read(find)
-        self._cache.mirror_collections(found.chains, found.calibrations)
+        def find_again(butler: Butler) -> tuple[InputCollections, Resolution]:
+            try:
+                return find(butler)
+            except LookupError:
+                # A sky map or a filter is younger than the records that a Butler
+                # keeps in memory.
+                butler.registry.refresh()
+                return find(butler)
+
+        found, resolution = self._central.read(find_again)
+        self._cache.mirror_collections(found.chains, found.calibrations, found.tagged)
         self._cache.register_runs(found.runs)
         return found, resolution
 

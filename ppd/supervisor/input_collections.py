@@ -36,6 +36,8 @@ class InputCollections:
     """Calibration collections among them or within them."""
     runs: tuple[str, ...]
     """Runs among those to search."""
+    tagged: tuple[str, ...] = ()
+    """Tagged collections among them or within them."""
 
 
 def find_collections(butler: Butler, instrument: str) -> InputCollections:
@@ -74,6 +76,7 @@ def find_collections(butler: Butler, instrument: str) -> InputCollections:
         chains={n: infos[n].children for n in reversed(of_type[CollectionType.CHAINED])},
         calibrations=tuple(of_type[CollectionType.CALIBRATION]),
         runs=tuple(n for n in search if infos[n].type is CollectionType.RUN),
+        tagged=tuple(of_type[CollectionType.TAGGED]),
     )
 
 

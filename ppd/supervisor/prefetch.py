@@ -106,7 +106,7 @@ class Prefetcher:
         part, self._refs = self._refs[:_STEP], self._refs[_STEP:]
         full = self._cache.statistics().bytes_held > _FULL * self._cache.max_bytes
         if part and not full:
-            count, failed = self._gatherer.fetch(part, self._resolution.lasting)
+            count, failed = self._gatherer.fetch(part, self._resolution.lasting, evict=False)
             self.fetched += count
             for i, fault in failed.items():
                 self._failed[i] = fault.reason
@@ -131,11 +131,15 @@ class Prefetcher:
 
 def _disc(plane: FocalPlane, ra: float, dec: float, padding: float) -> ConvexPolygon:
     """A polygon around the focal plane at any rotation."""
+    pad = padding / plane.scale
     corners = [
-        math.hypot(x, y) for d in plane.detectors for x in (d.x_min, d.x_max) for y in (d.y_min, d.y_max)
+        math.hypot(abs(x) + pad, abs(y) + pad)
+        for d in plane.detectors
+        for x in (d.x_min, d.x_max)
+        for y in (d.y_min, d.y_max)
     ]
-    # Its edges, not its vertices, have to be outside.
-    radius = (max(corners) + padding / plane.scale) / math.cos(math.pi / _VERTICES)
+    # Its edges, not its vertices, have to be outside; distortion bends them.
+    radius = 1.01 * max(corners) / math.cos(math.pi / _VERTICES)
     angles = np.arange(_VERTICES) * (2 * math.pi / _VERTICES)
     vectors = plane.to_vectors(radius * np.cos(angles), radius * np.sin(angles), ra, dec, 0.0)
     return ConvexPolygon.convexHull([UnitVector3d(*v) for v in vectors])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import sqlalchemy.exc
+import yaml
 from lsst.daf.butler import Butler
 
 from ..errors import CentralUnavailableError, ConfigurationError
@@ -71,8 +72,16 @@ def open_butler(uri: str, *, writeable: bool, attempts: int, delay: float) -> Bu
                 "The central repo does not answer (%s); try %d of %d.", _one_line(e), attempt, attempts
             )
             time.sleep(delay * random.uniform(0.5, 1.5))
-        except (RuntimeError, ValueError, LookupError) as e:
-            # What the middleware raises on a registry of another version or universe.
+        except (
+            RuntimeError,
+            ValueError,
+            LookupError,
+            TypeError,
+            yaml.YAMLError,
+            sqlalchemy.exc.DatabaseError,
+        ) as e:
+            # What the middleware raises on a configuration or a registry that it
+            # can't read, or that is of another version.
             raise ConfigurationError(
                 f"The central repo {uri} can't be read by the installed middleware: {_one_line(e)}."
             ) from e

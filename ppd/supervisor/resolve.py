@@ -89,6 +89,8 @@ class Resolution:
     refs: Mapping[uuid.UUID, DatasetRef]
     reasons: Mapping[uuid.UUID, Reason]
     certifications: tuple[Certification, ...]
+    tagged: tuple[tuple[str, DatasetRef], ...]
+    """Tagged collection and dataset, of those found in one."""
     detectors: Mapping[int, DetectorInputs]
     lasting: frozenset[uuid.UUID]
     """Datasets that do not depend on where the telescope points."""
@@ -102,6 +104,7 @@ class _Builder:
         self.refs: dict[uuid.UUID, DatasetRef] = {}
         self.reasons: dict[uuid.UUID, Reason] = {}
         self.certifications: list[Certification] = []
+        self.tagged: list[tuple[str, DatasetRef]] = []
         self.detectors = {d: DetectorInputs() for d in visit.detectors}
         self.lasting: set[uuid.UUID] = set()
 
@@ -160,13 +163,25 @@ def resolve_inputs(
             _find_patches(butler, dataset_type, [i.name for i in where], builder)
         else:
             _find_generic(butler, dataset_type, [i.name for i in where], builder)
+        _note_tags(butler, dataset_type, where, builder)
     return Resolution(
         refs=builder.refs,
         reasons=builder.reasons,
         certifications=tuple(builder.certifications),
+        tagged=tuple(builder.tagged),
         detectors=builder.detectors,
         lasting=frozenset(builder.lasting),
     )
+
+
+def _note_tags(butler: Butler, dataset_type: DatasetType, where: list, builder: _Builder) -> None:
+    """Note which of the found datasets are in tagged collections, so that a child finds them there."""
+    for info in where:
+        if info.type is CollectionType.TAGGED:
+            members = butler.query_datasets(
+                dataset_type, collections=info.name, find_first=False, limit=None, explain=False
+            )
+            builder.tagged += [(info.name, ref) for ref in members if ref.id in builder.refs]
 
 
 def _data_id(dataset_type: DatasetType, visit: VisitConstraints) -> dict[str, str] | None:
@@ -190,6 +205,11 @@ def _data_id(dataset_type: DatasetType, visit: VisitConstraints) -> dict[str, st
 
 def _why_not(visit: VisitConstraints, data_id: dict[str, str] | None) -> str:
     return "the visit has no filter" if data_id is None else "the visit has no position"
+
+
+def _text(data_id: Mapping[str, str]) -> str:
+    """Say what was searched for, as the middleware writes data IDs."""
+    return f" for {{{', '.join(f'{k}: {v!r}' for k, v in data_id.items())}}}" if data_id else ""
 
 
 def _find_calibs(butler: Butler, dataset_type: DatasetType, where: list, builder: _Builder) -> None:
@@ -227,7 +247,7 @@ def _find_calibs(butler: Butler, dataset_type: DatasetType, where: list, builder
                 builder.certifications.append(Certification(info.name, ref, timespan))
         chosen |= here
     given = visit.detectors if None in chosen else [d for d in chosen if d is not None]
-    builder.lacking(dataset_type.name, given, f"none is valid at {visit.timespan}")
+    builder.lacking(dataset_type.name, given, f"none is valid at {visit.timespan}{_text(data_id)}")
 
 
 def _query_certified(
@@ -266,7 +286,7 @@ def _find_skypix(butler: Butler, dataset_type: DatasetType, where: list[str], bu
         detectors = [d for d, own in by_detector.items() if pixel in own]
         given.update(detectors)
         builder.give(ref, detectors, lasting=False, reason=Reason("overlaps", ref.run))
-    builder.lacking(dataset_type.name, given, "none overlaps the detector")
+    builder.lacking(dataset_type.name, given, f"none overlaps the detector{_text(data_id)}")
 
 
 def _pixels(pixelization: HtmPixelization, region: Region) -> set[int]:
@@ -296,7 +316,7 @@ def _find_patches(butler: Butler, dataset_type: DatasetType, where: list[str], b
         if detectors:
             given.update(detectors)
             builder.give(ref, detectors, lasting=False, reason=Reason("overlaps", ref.run))
-    builder.lacking(dataset_type.name, given, "none overlaps the detector")
+    builder.lacking(dataset_type.name, given, f"none overlaps the detector{_text(data_id)}")
 
 
 def _find_generic(butler: Butler, dataset_type: DatasetType, where: list[str], builder: _Builder) -> None:
@@ -314,7 +334,7 @@ def _find_generic(butler: Butler, dataset_type: DatasetType, where: list[str], b
         if detectors:
             builder.give(ref, detectors, lasting=True, reason=Reason("generic", ref.run))
             given.update(detectors)
-    builder.lacking(dataset_type.name, given, "there is none")
+    builder.lacking(dataset_type.name, given, f"there is none{_text(data_id)}")
 
 
 def _bound(regions: Mapping[int, ConvexPolygon]) -> Region:
