@@ -13,7 +13,7 @@ demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
 
 test: venv
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt

@@ -311,7 +311,7 @@ def test_folder_that_may_not_be_read(tmp_path: Path) -> None:
     """What is in it can't be seen; all else can."""
     root = tmp_path / "raws"
     (root / "secret").mkdir(parents=True)
-    for parent in (root, *root.parents[:3]):
+    for parent in (root, *root.parents[:4]):
         parent.chmod(0o777)
     (root / "secret").chmod(0o700)
     (root / "secret" / "a.fits").touch()

@@ -14,26 +14,8 @@ import pytest
 from astropy.time import Time
 from hypothesis import example, given, settings
 from lsst.daf.butler import Butler, DatasetRef
-from repo_support import (
-    DEFAULTS,
-    DETECTORS,
-    GRIDCAM,
-    INPUTS,
-    SKYMAP,
-    TRACTS,
-    Site,
-    announce,
-    ask,
-    certify,
-    declare,
-    filled_repo,
-    given_to,
-    grid_plane,
-    position,
-    put,
-    site_settings,
-    wait_for,
-)
+from repo_support import DEFAULTS, DETECTORS, SKYMAP, TRACTS, certify, grid_plane, position, put, wait_for
+from site_support import GRIDCAM, INPUTS, Site, announce, ask, declare, filled_repo, given_to, site_settings
 
 from ppd.errors import CentralUnavailableError
 from ppd.instruments.lsstcam import focal_plane

@@ -22,11 +22,11 @@ from repo_support import (
     certify,
     copy_lsstcam,
     grid_plane,
-    input_type,
     make_grid_repo,
     needs_lsstcam,
     span,
 )
+from site_support import input_type
 
 from ppd.instruments.lsstcam import focal_plane
 from ppd.messages import InputType

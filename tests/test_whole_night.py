@@ -79,7 +79,7 @@ def test_a_night_of_one_visit(tmp_path: Path) -> None:
     _check_report((output / "report.html").read_text(), output)
     assert "visits 1/1" in text, "a progress line says what happens"
     for name in ("report.html", "summary.json", "central_repo"):
-        assert str(output / name) in text
+        assert str(output / name) in text.replace("\n", "")  # long lines are broken
     # ppdctl answers within a second also while nine children share the processors.
     assert clock.live == 9
     assert len(clock.seconds) > 20

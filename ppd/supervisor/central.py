@@ -9,11 +9,13 @@ from __future__ import annotations
 __all__ = ["CentralReader"]
 
 import dataclasses
+import functools
 import logging
 import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 
 import sqlalchemy.exc
 from lsst.daf.butler import Butler, DimensionRecord, MissingDatasetTypeError
@@ -178,13 +180,13 @@ class CentralReader:
                 continue
             if request is None:
                 return
-            self._guarded(lambda request=request: self._serve(request))  # type: ignore[misc]
+            self._guarded(functools.partial(self._serve, request))
 
     def _look(self) -> None:
         """See whether the replica is back: no visit may be there to find out."""
         self._central.read(lambda butler: butler.query_dimension_records("visit_system", explain=False))
 
-    def _guarded(self, work) -> None:  # type: ignore[no-untyped-def]
+    def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
             self.status = ReaderStatus(
