@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
 
-from ppd.sources.keys import RawKey, parse_raw_path
+from ppd.sources.keys import LsstKey, RawKey, parse_lsst_path, parse_raw_path
 
 _WORD = st.text(string.ascii_letters + string.digits + "_-", min_size=1, max_size=20)
 # Groups and filters may hold anything that a path can.
@@ -81,3 +81,62 @@ def test_not_of_the_layout(path: str) -> None:
 def test_numbers_may_have_zeros_in_front() -> None:
     key = parse_raw_path(PurePath("Cam/007/g/000/0000000000012/r/a.fits"))
     assert key == RawKey("Cam", "g", 7, 0, 12, "r")
+
+
+_OBS = "MC_O_20250521_000138"
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        (f"LSSTCam/20250521/{_OBS}/{_OBS}_R22_S11.fits", LsstKey("LSSTCam", "R22_S11", 2025052100138)),
+        (
+            f"/data/LSSTCam/20250521/{_OBS}/{_OBS}_R00_SW0.fits.fz",
+            LsstKey("LSSTCam", "R00_SW0", 2025052100138),
+        ),
+        (
+            "LATISS/20240105/AT_O_20240105_000007/AT_O_20240105_000007_R00_S00.fits",
+            LsstKey("LATISS", "R00_S00", 2024010500007),
+        ),
+        # Buckets have other names than instruments.
+        (
+            "ComCam/20241101/CC_O_20241101_000001/CC_O_20241101_000001_R22_S00.fits",
+            LsstKey("LSSTComCam", "R22_S00", 2024110100001),
+        ),
+        # Of other controllers the exposure ID has an offset, which the header tells.
+        (
+            "TS8/20240101/TS_C_20240101_000009/TS_C_20240101_000009_R02_S21.fits",
+            LsstKey("LSST-TS8", "R02_S21"),
+        ),
+        (
+            "LSSTCam-imSim/20240101/7024010100012/7024010100012_r_sim_1.4_94_R22_S11.fits",
+            LsstKey("LSSTCam-imSim", "R22_S11", 7024010100012, "r_sim_1.4"),
+        ),
+    ],
+)
+def test_lsst(path: str, key: LsstKey) -> None:
+    assert parse_lsst_path(PurePosixPath(path)) == key
+    assert parse_raw_path(PurePosixPath(path)) is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"LSSTCam/20250521/{_OBS}/{_OBS}_R22_S11.json",
+        f"LSSTCam/20250521/{_OBS}/MC_O_20250521_000139_R22_S11.fits",
+        f"HSC/20250521/{_OBS}/{_OBS}_R22_S11.fits",
+        f"LSSTCam/{_OBS}/{_OBS}_R22_S11.fits",
+        f"LSSTCam/20250521/{_OBS}/{_OBS}_R22_S11_guider.fits",
+        f"LSSTCam/20250521/{_OBS}/{_OBS}_R2\u0662_S11.fits",
+        "DemoCam/4/g/0/1/r/a.fits",
+        "",
+    ],
+)
+def test_not_lsst(path: str) -> None:
+    assert parse_lsst_path(PurePosixPath(path)) is None
+
+
+@given(st.text(st.characters(exclude_characters="\0")).map(PurePath))
+@example(PurePath("\udcff/LSSTCam/20250521/a.fits"))
+def test_nonsense_is_not_lsst(path: PurePath) -> None:
+    assert parse_lsst_path(path) is None

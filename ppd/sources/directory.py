@@ -21,7 +21,7 @@ import stat
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from watchdog.events import (
@@ -36,12 +36,16 @@ from watchdog.events import (
 from watchdog.observers.inotify import InotifyObserver
 
 from ..errors import ConfigurationError
-from .keys import RawKey, parse_raw_path
+from .keys import RawKey, parse_lsst_path, parse_raw_path
+from .sidecar import RawIdentity, read_header, read_sidecar, sidecar_path
 
 _LOG = logging.getLogger(__name__)
 
 _SCAN_INTERVAL = 0.25
 _SWEEP_MARGIN = 60.0
+# How long a raw waits for the file that has its group.
+_SIDECAR_SECONDS = 2.0
+_MAX_GIVEN_UP = 1000
 _EVENTS: list[type[FileSystemEvent]] = [
     DirCreatedEvent,
     DirMovedEvent,
@@ -57,11 +61,13 @@ class Candidate:
 
     path: Path
     key: RawKey | None
-    """`None`: the path is of no known layout."""
+    """`None`: it can't be told whose it is."""
     size: int
     modified_ns: int
     closed: float
     """When it was seen complete, Unix seconds."""
+    fault: str = "its path is of no known layout"
+    """Why there is no key, if there is none."""
 
 
 class DirectorySource:
@@ -78,10 +84,28 @@ class DirectorySource:
     sweep : `float`, optional
         Seconds between sweeps of the tree, at least; a sweep may take a
         twentieth of the time.
+    detectors : `~collections.abc.Mapping` [ `str`, `int` ], optional
+        Detector by full name, for the layouts that have names.
+
+    Notes
+    -----
+    The paths of LSST cameras do not have the visit's group.  It is in a JSON
+    file beside the raw, which may come a little later; where none comes, the
+    raw's own header is read.
     """
 
-    def __init__(self, root: Path, settle: float, report: Callable[[Candidate], None], sweep: float = 60.0):
+    def __init__(
+        self,
+        root: Path,
+        settle: float,
+        report: Callable[[Candidate], None],
+        sweep: float = 60.0,
+        detectors: Mapping[str, int] | None = None,
+    ):
         self.root = root
+        self._detectors = detectors or {}
+        self._nameless: dict[str, float] = {}
+        self._given_up: dict[str, None] = {}
         self._settle = settle
         self._report = report
         self._sweep_interval = sweep
@@ -137,11 +161,15 @@ class DirectorySource:
         with self._lock:
             self._resting.pop(path, None)
         file = Path(path)
+        if file.suffix == ".json":
+            self._sidecar_came(file)
         if file.name.startswith(".") or file.suffix in (".tmp", ".part", ".json"):
             return
         try:
             status = file.stat()
         except OSError:
+            with self._lock:
+                self._nameless.pop(path, None)
             return  # renamed on or removed again
         if not stat.S_ISREG(status.st_mode):
             return  # whoever opens a pipe waits for its other end
@@ -150,8 +178,56 @@ class DirectorySource:
         except UnicodeEncodeError:
             _LOG.error("%a is ignored: no raw has a name that is not UTF-8.", path)
             return
-        self._report(Candidate(file, parse_raw_path(file), status.st_size, status.st_mtime_ns, time.time()))
+        key, fault = parse_raw_path(file), ""
+        lsst = parse_lsst_path(file) if key is None else None
+        if lsst is not None:
+            if lsst.detector not in self._detectors:
+                # Wavefront and guide sensors come with each exposure.
+                self._reported[path] = (status.st_size, status.st_mtime_ns)
+                return
+            identity = self._identify(path, file)
+            if identity is None and path in self._nameless:
+                return  # its sidecar may come
+            if identity is None:
+                fault = "neither a file beside it nor its header has its group (GROUPID)"
+            else:
+                detector = self._detectors[lsst.detector]
+                key = RawKey(
+                    lsst.instrument,
+                    identity.group,
+                    detector,
+                    identity.snap,
+                    lsst.exposure,
+                    lsst.physical_filter,
+                )
+        candidate = Candidate(file, key, status.st_size, status.st_mtime_ns, time.time())
+        self._report(dataclasses.replace(candidate, fault=fault) if fault else candidate)
         self._reported[path] = (status.st_size, status.st_mtime_ns)
+
+    def _sidecar_came(self, file: Path) -> None:
+        """Look again at raws that were without, however long ago."""
+        with self._lock:
+            waiting = [p for p in (*self._nameless, *self._given_up) if sidecar_path(Path(p)) == file]
+        for path in waiting:
+            self.complete(path)
+
+    def _identify(self, path: str, file: Path) -> RawIdentity | None:
+        """Find a raw's group; while it waits for its sidecar, it is among the nameless."""
+        identity = read_sidecar(file)
+        if identity is None:
+            with self._lock:
+                since = self._nameless.setdefault(path, time.monotonic())
+            if time.monotonic() < since + _SIDECAR_SECONDS:
+                return None
+            identity = read_header(file)
+        with self._lock:
+            self._nameless.pop(path, None)
+            self._given_up.pop(path, None)
+            if identity is None:
+                self._given_up[path] = None
+                while len(self._given_up) > _MAX_GIVEN_UP:
+                    del self._given_up[next(iter(self._given_up))]
+        return identity
 
     def rest(self, path: str) -> None:
         """Watch a file until its size rests."""
@@ -167,6 +243,11 @@ class DirectorySource:
             for path, known in items:
                 with _guarded(path):
                     self._look_at_resting(path, *known)
+            with self._lock:
+                nameless = list(self._nameless)
+            for path in nameless:
+                with _guarded(path):
+                    self.complete(path)
             begin = time.monotonic()
             if begin >= due:
                 since, swept = swept - _SWEEP_MARGIN, time.time()

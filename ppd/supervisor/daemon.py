@@ -143,7 +143,11 @@ class Supervisor:
             self.nursery.fork,
             self._send_child,
         )
-        self.sources = [DirectorySource(d, settings.raw_settle, self.inbox.put) for d in settings.raw_dirs]
+        names = {d.name: d.id for d in description.focal_plane.detectors}
+        self.sources = [
+            DirectorySource(d, settings.raw_settle, self.inbox.put, detectors=names)
+            for d in settings.raw_dirs
+        ]
 
     def _open_sockets(self) -> None:
         folder = self.settings.socket_dir

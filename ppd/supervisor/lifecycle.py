@@ -188,8 +188,9 @@ class Lifecycle:
         """Take a raw: to its child, or to wait for its visit."""
         key = candidate.key
         if key is None or key.instrument != self.settings.instrument:
-            self.counters.error("raws_unrecognised", str(candidate.path), "its path is of no known layout")
-            _LOG.error("%s is ignored: its path is of no known layout of raws.", candidate.path)
+            fault = candidate.fault if key is None else f"it is of {key.instrument}"
+            self.counters.error("raws_unrecognised", str(candidate.path), fault)
+            _LOG.error("%s is ignored: %s.", candidate.path, fault)
             return
         d = self.table.get(key.group, key.detector)
         if d is None and key.detector in self.ledger.journal.known_detectors(key.instrument, key.group):

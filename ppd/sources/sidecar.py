@@ -1,0 +1,81 @@
+"""The group of an LSST camera's raw: from the JSON file beside it, or from its header."""
+
+from __future__ import annotations
+
+__all__ = ["RawIdentity", "read_header", "read_sidecar", "sidecar_path"]
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import astropy.io.fits
+
+# A sidecar holds a header: whatever is larger is none.
+_MAX_BYTES = 4 << 20
+
+
+class RawIdentity(NamedTuple):
+    """What a header says of the visit that a raw belongs to."""
+
+    group: str
+    snap: int
+
+
+def sidecar_path(raw: Path) -> Path:
+    """Return where the sidecar of a raw is: the same stem, ``.json``."""
+    return raw.with_name(raw.name.partition(".")[0] + ".json")
+
+
+def read_sidecar(raw: Path) -> RawIdentity | None:
+    """Read the sidecar of a raw.
+
+    Parameters
+    ----------
+    raw : `pathlib.Path`
+        The raw.
+
+    Returns
+    -------
+    identity : `RawIdentity` or `None`
+        `None` if there is no sidecar, if it is not complete yet, or if it
+        names no group.
+    """
+    path = sidecar_path(raw)
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            return None
+        cards = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return _identify(cards) if isinstance(cards, dict) else None
+
+
+def read_header(raw: Path) -> RawIdentity | None:
+    """Read the header of a raw itself.
+
+    Parameters
+    ----------
+    raw : `pathlib.Path`
+        The raw.
+
+    Returns
+    -------
+    identity : `RawIdentity` or `None`
+        `None` if it can't be read or names no group.
+    """
+    try:
+        with astropy.io.fits.open(raw, memmap=False, lazy_load_hdus=True) as hdus:
+            return _identify(hdus[0].header)
+    except (OSError, ValueError, TypeError, LookupError, EOFError, astropy.io.fits.VerifyError):
+        return None
+
+
+def _identify(cards: Mapping[str, Any]) -> RawIdentity | None:
+    group = cards.get("GROUPID")
+    if not isinstance(group, str) or not group:
+        return None
+    # Counted from one; the first where it is not said.
+    index = cards.get("CURINDEX")
+    snap = index - 1 if isinstance(index, int) and not isinstance(index, bool) and 1 <= index < 1000 else 0
+    return RawIdentity(group, snap)
