@@ -21,6 +21,7 @@ from .admission import DuplicateVisitError
 from .inputs import describe_inputs
 from .requests import Prefetch
 from .status import describe
+from .table import State
 
 if TYPE_CHECKING:
     from .daemon import Supervisor
@@ -94,6 +95,12 @@ def _inputs(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
     if request.detector is not None and request.detector not in entry.detectors:
         return ControlReply(
             ok=False, code="unknown", error=f"Visit {request.group!r} has no detector {request.detector}."
+        )
+    if not entry.inputs and not any(d.state is State.ACCEPTED for d in entry.detectors.values()):
+        return ControlReply(
+            ok=False,
+            code="unknown",
+            error=f"What visit {request.group!r} got was not found, or is not kept any more.",
         )
     result = describe_inputs(entry.inputs, request.detector)
     looking = [d.detector for d in entry.detectors.values() if str(d.detector) not in result["detectors"]]

@@ -155,7 +155,7 @@ class Lifecycle:
         self.ledger.journal.event(entry.visit.instrument, answer.group, None, "resolved", detail)
         self.counters.add("central_statements", answer.statements)
         if answer.inputs is not None:
-            entry.inputs.append(answer.inputs)
+            self.table.keep_inputs(entry, answer.inputs)
         again = False
         if answer.postponed:
             detector, reason = next(iter(answer.postponed.items()))

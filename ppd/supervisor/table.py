@@ -127,8 +127,9 @@ class VisitEntry:
 class VisitTable:
     """All visits that are not over, and the last of those that are."""
 
-    def __init__(self, keep_over: int = 50):
+    def __init__(self, keep_over: int = 50, keep_inputs: int = 10):
         self._keep_over = keep_over
+        self._keep_inputs = keep_inputs
         self.visits: dict[str, VisitEntry] = {}
 
     def add(self, entry: VisitEntry) -> VisitEntry:
@@ -139,6 +140,14 @@ class VisitTable:
             known.runs.update(entry.runs)
             known.over = False
         return known
+
+    def keep_inputs(self, entry: VisitEntry, found: VisitInputs) -> None:
+        """Keep what was found for a visit; of all but the last visits it is forgotten."""
+        new = found.resolution.detectors.keys()
+        entry.inputs = [part for part in entry.inputs if part.resolution.detectors.keys() - new] + [found]
+        # A visit of a large camera has some thousand datasets.
+        for old in list(self.visits.values())[: -self._keep_inputs]:
+            old.inputs.clear()
 
     def get(self, group: str, detector: int) -> DetectorVisit | None:
         """Find a detector-visit."""
