@@ -140,3 +140,34 @@ def test_wrong_rotation(ppd: Ppd) -> None:
         int(r.dataId["exposure"]) for r in ppd.outputs("post_isr_image") if int(r.dataId["detector"]) == 3
     ]
     assert found == [7002]
+
+
+def test_another_field(ppd: Ppd) -> None:
+    """Off by more than the padding: dropped with the reason; by less: nothing is wrong."""
+    group = "astray"
+    assert ppd.submit(groupId=group, detector=3).ok
+    visit = ppd.observatory.plan.visits[0]
+    off = identity(group, exposure=2_026_000_000_000 + 8001)
+    ppd.drop(ppd.observatory.raw(3, **off, DEC=visit.dec + 90.0 / 3600.0), 3, group, exposure=8001)
+    wait_for(lambda: "astray/3" in error_of(ppd.status(), "exposures_dropped"), 10.0, "it to be dropped")
+    assert "points 90 arcsec from where was announced" in error_of(ppd.status(), "exposures_dropped")
+    near = ppd.observatory.raw(3, **identity(group), DEC=visit.dec + 20.0 / 3600.0)
+    ppd.drop(near, 3, group)
+    ppd.await_state(group, exported=1)
+    assert (group, 3) in ppd.groups()
+
+
+def test_another_filter(ppd: Ppd) -> None:
+    """Without its inputs it fails with both names, and is not tried again; with them it is processed."""
+    assert ppd.submit(groupId="red-or-green", detector=2).ok
+    ppd.drop(ppd.observatory.raw(2, **identity("red-or-green"), FILTER="demo-g"), 2, "red-or-green")
+    ppd.await_state("red-or-green", failed=1)
+    error = error_of(ppd.status(), "failed")
+    assert "red-or-green/2#1" in error
+    assert "the header's filter is 'demo-g', 'demo-r' was announced" in error
+    # A visit that was announced in that filter brings its flats.
+    ppd.good_visit("green", 2, filters="demo-g")
+    wait_for(lambda: ppd.states("green").get("accepted", 0) == 0, 20.0, "its inputs")
+    assert ppd.submit(groupId="green-after-all", detector=2).ok
+    ppd.drop(ppd.observatory.raw(2, **identity("green-after-all"), FILTER="demo-g"), 2, "green-after-all")
+    ppd.await_state("green-after-all", exported=1)

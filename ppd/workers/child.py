@@ -38,6 +38,7 @@ from ..messages import (
     RawArrived,
 )
 from ..visit import BareVisit
+from .announced import missed_field, missed_filter
 from .apdb_guard import apdb_has
 from .execute import NoPipelineError, PipelineFailedError, run_first_possible
 from .handover import HandOver, find_outputs, hand_over
@@ -56,6 +57,10 @@ _SPOOL_RETRY_SECONDS = 1.0
 
 class _NoRawError(RetriableError):
     """Raised when the time for raws is over and there is none to process."""
+
+
+class _MismatchError(RetriableError):
+    """Raised when the inputs for what the header says are not there; another try gets the same."""
 
 
 class _Terminated(BaseException):
@@ -144,6 +149,7 @@ class _Life:
         self.raw_run = f"{job.key.instrument}/raw/all"
         self.exposures: dict[int, RawExposure] = {}
         self.visit_ids: list[int] = []
+        self.mismatches: list[str] = []
         self.main_started = False
         self.pipeline: str | None = None
 
@@ -176,6 +182,8 @@ class _Life:
         try:
             self.pipeline = self._run(self.job.main, where)
         except NoPipelineError as e:
+            if self.mismatches:
+                raise _MismatchError(f"{'; '.join(self.mismatches)}; no main pipeline can run: {e}") from e
             raise RetriableError(f"no main pipeline can run: {e}") from e
         self._event("pipeline_end", pipeline=self.pipeline, success=True)
         return self._hand_over(success=True)
@@ -195,7 +203,7 @@ class _Life:
             failure=failure,
             pipeline=self.pipeline,
             # The supervisor would only feed the next attempt the same raws.
-            retry=not isinstance(error, _NoRawError),
+            retry=not isinstance(error, _NoRawError | _MismatchError),
         )
         if failure != "final" or self.butler is None:
             return done
@@ -300,11 +308,19 @@ class _Life:
             self._event("raw_repeated", path=message.path, exposure=raw.exposure, reason=reason)
             return reason
         off = _rotation_off(raw, self.visit)
+        astray = missed_field(
+            raw,
+            self.visit,
+            self.description.focal_plane,
+            self.key.detector,
+            self.settings.preload_padding,
+        )
         if off is not None and off > self.settings.rotation_tolerance:
-            reason = f"rotation is {off:.2f} degrees off the announcement"
-            _LOG.error("Exposure %d dropped: %s.", raw.exposure, reason)
-            self._event("exposure_dropped", exposure=raw.exposure, reason=reason)
-            return reason
+            astray = f"rotation is {off:.2f} degrees off the announcement"
+        if astray is not None:
+            _LOG.error("Exposure %d dropped: %s.", raw.exposure, astray)
+            self._event("exposure_dropped", exposure=raw.exposure, reason=astray)
+            return astray
         bind(exposure=raw.exposure)
         physical_filter = raw.info.physical_filter
         if not self.butler.query_dimension_records(
@@ -314,6 +330,10 @@ class _Life:
             _LOG.error("Raw refused: %s", reason)
             self._event("raw_refused", path=message.path, snap=message.snap, reason=reason)
             return reason
+        mismatch = missed_filter(raw, self.visit)
+        if mismatch is not None:
+            self.mismatches.append(mismatch)
+            _LOG.warning("Exposure %d: %s; it is processed as what it is.", raw.exposure, mismatch)
         ingest_raw(self.butler, raw, self.raw_run, self.description)
         self.visit_ids.append(define_visit(self.butler, raw, self.description))
         self.exposures[raw.exposure] = raw
