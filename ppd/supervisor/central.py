@@ -78,6 +78,8 @@ class CentralReader:
         self._requests: queue.SimpleQueue[Resolve | Released | Prefetch | None] = queue.SimpleQueue()
         # The middleware's copies of files run in pools of this size.
         os.environ["LSST_RESOURCES_NUM_WORKERS"] = str(settings.transfer_workers)
+        # A server that does not answer at all must not be waited for for ever.
+        os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
         self.place = choose_place(
             settings.shm_dir,
             settings.shm_fallback,
