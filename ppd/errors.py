@@ -16,7 +16,13 @@ __all__ = [
     "SharedMemoryError",
     "SpoolFullError",
     "StaleVisitError",
+    "one_line",
 ]
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Return the text of an error without line breaks, cut to a length."""
+    return " ".join(str(error).split())[:limit]
 
 
 class PpdError(Exception):

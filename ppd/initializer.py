@@ -23,7 +23,7 @@ from ._pipeline_checks import build_graphs, check_runs, resolve_graphs
 from .config import Settings
 from .deployment import NO_PIPELINE, chain_name, date_string, deployment_id, run_name
 from .deployment import day_obs as day_obs_of
-from .errors import CentralUnavailableError, ConfigurationError, NotInitializedError
+from .errors import CentralUnavailableError, ConfigurationError, NotInitializedError, one_line
 from .pipelines import all_pipelines
 
 _LOG = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def _open_central(settings: Settings) -> Iterator[Butler]:
             butler = Butler.from_config(settings.central_repo, writeable=True)
             break
         except _TRANSIENT as e:
-            fault = " ".join(str(e).split())[:300]
+            fault = one_line(e)
             if attempt == _CONNECT_ATTEMPTS:
                 raise CentralUnavailableError(f"Central repo {settings.central_repo}: {fault}") from e
             _LOG.warning("Central repo %s does not answer: %s", settings.central_repo, fault)
@@ -205,7 +205,7 @@ def _open_central(settings: Settings) -> Iterator[Butler]:
     try:
         yield butler
     except _TRANSIENT as e:
-        fault = " ".join(str(e).split())[:300]
+        fault = one_line(e)
         raise CentralUnavailableError(f"Central repo {settings.central_repo}: {fault}") from e
     finally:
         butler.close()
@@ -261,7 +261,7 @@ def _retried(write: Callable[[], bool]) -> bool:
             # round finds it done.
             if attempt == _ATTEMPTS:
                 raise
-            _LOG.info("Tried again after %s: %s", type(e).__name__, " ".join(str(e).split())[:200])
+            _LOG.info("Tried again after %s: %s", type(e).__name__, one_line(e, 200))
             time.sleep(random.uniform(0.05, 0.3) * attempt)
     raise AssertionError
 

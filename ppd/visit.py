@@ -207,6 +207,13 @@ class BareVisit(pydantic.BaseModel):
         """Focal-plane +Y east of north, degrees; `None` when not announced so."""
         return self.cameraAngle if self.rotationSystem == RotSys.SKY else None
 
+    @property
+    def pointing(self) -> tuple[float, float, float] | None:
+        """`ra`, `dec` and `rotation`, degrees; `None` when one of them was not announced so."""
+        if self.ra is None or self.dec is None or self.rotation is None:
+            return None
+        return self.ra, self.dec, self.rotation
+
     def age(self, now: float) -> float:
         """Tell how long ago the message was published.
 

@@ -375,10 +375,10 @@ class CacheRepo:
                     raise
 
     def _drop(self, refs: list[DatasetRef]) -> None:
+        gone = {ref.id for ref in refs}
+        self._tagged = {key: i for key, i in self._tagged.items() if i not in gone}
         for ref in refs:
             del self._held[ref.id]
-            for key in [k for k, i in self._tagged.items() if i == ref.id]:
-                del self._tagged[key]
             self._certified.get((ref.datasetType.name, ref.dataId), {}).pop(ref.id, None)
         self._changed = True
         with full_is_an_error(self.place):

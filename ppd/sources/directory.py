@@ -36,7 +36,7 @@ from watchdog.events import (
 from watchdog.observers.inotify import InotifyObserver
 
 from ..errors import ConfigurationError
-from .keys import RawKey, parse_lsst_path, parse_raw_path
+from .keys import LsstKey, RawKey, parse_lsst_path, parse_raw_path
 from .sidecar import RawIdentity, read_header, read_sidecar, sidecar_path
 
 _LOG = logging.getLogger(__name__)
@@ -178,31 +178,33 @@ class DirectorySource:
         except UnicodeEncodeError:
             _LOG.error("%a is ignored: no raw has a name that is not UTF-8.", path)
             return
-        key, fault = parse_raw_path(file), ""
-        lsst = parse_lsst_path(file) if key is None else None
-        if lsst is not None:
-            if lsst.detector not in self._detectors:
-                # Wavefront and guide sensors come with each exposure.
-                self._reported[path] = (status.st_size, status.st_mtime_ns)
-                return
+        candidate = Candidate(file, parse_raw_path(file), status.st_size, status.st_mtime_ns, time.time())
+        lsst = parse_lsst_path(file) if candidate.key is None else None
+        # Wavefront and guide sensors come with each exposure.
+        foreign = lsst is not None and lsst.detector not in self._detectors
+        if lsst is not None and not foreign:
             identity = self._identify(path, file)
             if identity is None and path in self._nameless:
                 return  # its sidecar may come
-            if identity is None:
-                fault = "neither a file beside it nor its header has its group (GROUPID)"
-            else:
-                detector = self._detectors[lsst.detector]
-                key = RawKey(
-                    lsst.instrument,
-                    identity.group,
-                    detector,
-                    identity.snap,
-                    lsst.exposure,
-                    lsst.physical_filter,
-                )
-        candidate = Candidate(file, key, status.st_size, status.st_mtime_ns, time.time())
-        self._report(dataclasses.replace(candidate, fault=fault) if fault else candidate)
+            candidate = self._named(candidate, lsst, identity)
+        if not foreign:
+            self._report(candidate)
         self._reported[path] = (status.st_size, status.st_mtime_ns)
+
+    def _named(self, candidate: Candidate, key: LsstKey, identity: RawIdentity | None) -> Candidate:
+        """Give a raw the group that was found for it, or say that there is none."""
+        if identity is None:
+            fault = "neither a file beside it nor its header has its group (GROUPID)"
+            return dataclasses.replace(candidate, fault=fault)
+        whole = RawKey(
+            instrument=key.instrument,
+            group=identity.group,
+            detector=self._detectors[key.detector],
+            snap=identity.snap,
+            exposure=key.exposure,
+            physical_filter=key.physical_filter,
+        )
+        return dataclasses.replace(candidate, key=whole)
 
     def _sidecar_came(self, file: Path) -> None:
         """Look again at raws that were without, however long ago."""

@@ -135,10 +135,10 @@ def admit(
 
 
 def _centres(visit: BareVisit, focal_plane: FocalPlane) -> dict[int, tuple[float, float]]:
-    if visit.ra is None or visit.dec is None or visit.rotation is None:
+    if visit.pointing is None:
         return {}
     centres = {}
-    for detector, region in focal_plane.regions(visit.ra, visit.dec, visit.rotation).items():
+    for detector, region in focal_plane.regions(*visit.pointing).items():
         position = LonLat(region.getCentroid())
         centres[detector] = (position.getLon().asDegrees() % 360.0, position.getLat().asDegrees())
     return centres

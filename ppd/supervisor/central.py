@@ -25,7 +25,13 @@ from ..cache.place import choose_place, remove_place
 from ..cache.repo import CacheRepo, CacheStatistics
 from ..cache.stores import site_formatters
 from ..config import Settings
-from ..errors import CentralUnavailableError, ConfigurationError, NotInitializedError, SharedMemoryError
+from ..errors import (
+    CentralUnavailableError,
+    ConfigurationError,
+    NotInitializedError,
+    SharedMemoryError,
+    one_line,
+)
 from ..instruments.description import InstrumentDescription
 from ..messages import PipelineSummary, Pointing
 from .gather import Gatherer
@@ -108,7 +114,7 @@ class CentralReader:
         self._inheritance = Inheritance(self._cache, settings.inherit_bytes)
         self._warm: set[str | None] = set()
         self._renewed = time.monotonic()
-        self.status = ReaderStatus(self._cache.statistics())
+        self._say_status()
         self._thread = threading.Thread(target=self._run, name="central-reader", daemon=True)
 
     @property
@@ -137,7 +143,7 @@ class CentralReader:
         self._central.read(lambda butler: self._register(butler, names), primary=True)
         self._inbox.put(self._inheritance.first())
         self._warm_up(None)
-        self.status = ReaderStatus(self._cache.statistics(), trouble=self._central.trouble)
+        self._say_status()
         self._thread.start()
 
     def request(self, request: Resolve | Released | Prefetch) -> None:
@@ -191,14 +197,17 @@ class CentralReader:
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
-            self.status = ReaderStatus(
-                self._cache.statistics(),
-                self._prefetcher.waiting,
-                self._prefetcher.fetched,
-                self._central.trouble,
-            )
+            self._say_status()
         except Exception:
             _LOG.exception("The central reader met something it does not know; it goes on.")
+
+    def _say_status(self) -> None:
+        self.status = ReaderStatus(
+            self._cache.statistics(),
+            self._prefetcher.waiting,
+            self._prefetcher.fetched,
+            self._central.trouble,
+        )
 
     def _serve(self, request: Resolve | Released | Prefetch) -> None:
         if isinstance(request, Resolve):
@@ -242,8 +251,7 @@ class CentralReader:
         except (NotInitializedError, SharedMemoryError, CentralUnavailableError) as e:
             resolved = Resolved(group, error=str(e), retry=True)
         except (sqlalchemy.exc.DBAPIError, OSError) as e:
-            text = " ".join(str(e).split())[:500]
-            resolved = Resolved(group, error=f"{type(e).__name__}: {text}", retry=True)
+            resolved = Resolved(group, error=f"{type(e).__name__}: {one_line(e, 500)}", retry=True)
         except Exception as e:
             if not isinstance(e, ConfigurationError):
                 _LOG.exception("Inputs of visit %s can't be found.", group)

@@ -23,6 +23,7 @@ from lsst.daf.butler import (
 from lsst.daf.butler._file_dataset import SerializedFileDataset
 
 from ..config import Settings
+from ..errors import one_line
 from ..messages import DetectorKey
 from .inbox import Inbox
 from .reading import open_butler
@@ -102,7 +103,7 @@ class Exporter:
             except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, OSError) as e:
                 # Central is away or busy; the spool keeps everything.
                 failures += 1
-                self.trouble = " ".join(str(e).split())[:300]
+                self.trouble = one_line(e)
                 delay = min(2.0**failures, self._settings.repo_retry_delay) * random.uniform(0.5, 1.0)
                 _LOG.error("Export failed; the spool keeps the outputs, next try in %.1f s: %s", delay, e)
                 self._stop.wait(delay)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 __all__ = ["Gatherer"]
 
+import dataclasses
 import logging
 import uuid
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import astropy.time
@@ -103,14 +104,21 @@ class Gatherer:
         found, resolution = self._find(declared, constraints)
         self._cache.register_runs((*request.runs, f"{visit.instrument}/raw/all"))
         self._cache.withdraw(find_withdrawn(self._cache.refs(), declared, constraints, resolution))
-        lasting = resolution.lasting | {ref.id for ref in init_refs}
-        count, failed = self.fetch((*resolution.refs.values(), *init_refs), lasting)
-        inputs = VisitInputs(
-            found.search, resolution, failed, frozenset(i.name for i in declared.values() if i.optional)
+        optional = frozenset(i.name for i in declared.values() if i.optional)
+        inputs = VisitInputs(found.search, resolution, {}, optional)
+        # What a detector has is of no use to it if something else is missing.
+        wanted = set().union(
+            *(
+                resolution.detectors[d].ids
+                for d in constraints.detectors
+                if self._refusal(request.main[d], inputs.lacking(d)) is None
+            )
         )
-        self.certify(resolution, failed)
-        self._cache.associate((name, ref) for name, ref in resolution.tagged if ref.id not in failed)
-        valid = {c.ref.id for c in resolution.certifications} - failed.keys()
+        refs = [ref for i, ref in resolution.refs.items() if i in wanted]
+        lasting = resolution.lasting | {ref.id for ref in init_refs}
+        count, failed = self.fetch((*refs, *init_refs), lasting)
+        inputs = dataclasses.replace(inputs, failed=failed)
+        valid = self.mirror(resolution)
         self._cache.decertify(find_uncertified(self._cache.certified(), declared, constraints, valid))
         views: dict[int, CacheView] = {}
         refused: dict[int, str] = {}
@@ -175,11 +183,19 @@ class Gatherer:
         again = self._central.read(fetch, primary=True)
         return fetched.count + again.count, again.failed
 
-    def certify(self, resolution: Resolution, without: Container[uuid.UUID]) -> None:
-        """Give the cache the validity ranges of calibs; ``without`` are those that it lacks."""
-        self._cache.certify(
-            (c.collection, c.ref, c.timespan) for c in resolution.certifications if c.ref.id not in without
-        )
+    def mirror(self, resolution: Resolution) -> set[uuid.UUID]:
+        """Give the cache the validity ranges and tags of what it holds.
+
+        Returns
+        -------
+        valid : `set` [ `uuid.UUID` ]
+            The calibs among it.
+        """
+        lacking = {ref.id for ref in self._cache.lacks(resolution.refs.values())}
+        certified = [c for c in resolution.certifications if c.ref.id not in lacking]
+        self._cache.certify((c.collection, c.ref, c.timespan) for c in certified)
+        self._cache.associate((name, ref) for name, ref in resolution.tagged if ref.id not in lacking)
+        return {c.ref.id for c in certified}
 
     def _find(
         self, declared: Mapping[str, InputType], constraints: VisitConstraints
@@ -276,10 +292,9 @@ class Gatherer:
 
     def _constraints(self, visit: BareVisit, detectors: tuple[int, ...]) -> VisitConstraints:
         regions: Mapping[int, ConvexPolygon] = {}
-        if visit.ra is not None and visit.dec is not None and visit.rotation is not None:
+        if visit.pointing is not None:
             plane = self._description.focal_plane
-            padding = self._settings.preload_padding
-            regions = plane.regions(visit.ra, visit.dec, visit.rotation, padding, detectors)
+            regions = plane.regions(*visit.pointing, self._settings.preload_padding, detectors)
         start = astropy.time.Time(visit.startTime or visit.private_sndStamp, format="unix_tai", scale="tai")
         length = astropy.time.TimeDelta(max(visit.duration, 1.0), format="sec", scale="tai")
         return VisitConstraints(

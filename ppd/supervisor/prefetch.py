@@ -115,7 +115,7 @@ class Prefetcher:
         if part:
             _LOG.warning("The cache is nearly full: %d datasets are not fetched ahead.", len(part))
         resolution, self._resolution, self._refs = self._resolution, None, []
-        self._gatherer.certify(resolution, {ref.id for ref in self._cache.lacks(resolution.refs.values())})
+        self._gatherer.mirror(resolution)
         return resolution
 
     def _begin(self, pointing: Pointing) -> None:

@@ -14,7 +14,7 @@ import sqlalchemy.exc
 import yaml
 from lsst.daf.butler import Butler
 
-from ..errors import CentralUnavailableError, ConfigurationError
+from ..errors import CentralUnavailableError, ConfigurationError, one_line
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,10 +66,10 @@ def open_butler(uri: str, *, writeable: bool, attempts: int, delay: float) -> Bu
         except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError, OSError) as e:
             if attempt == attempts:
                 raise CentralUnavailableError(
-                    f"The central repo {uri} does not answer: {_one_line(e)}."
+                    f"The central repo {uri} does not answer: {one_line(e)}."
                 ) from e
             _LOG.warning(
-                "The central repo does not answer (%s); try %d of %d.", _one_line(e), attempt, attempts
+                "The central repo does not answer (%s); try %d of %d.", one_line(e), attempt, attempts
             )
             time.sleep(delay * random.uniform(0.5, 1.5))
         except (
@@ -83,7 +83,7 @@ def open_butler(uri: str, *, writeable: bool, attempts: int, delay: float) -> Bu
             # What the middleware raises on a configuration or a registry that it
             # can't read, or that is of another version.
             raise ConfigurationError(
-                f"The central repo {uri} can't be read by the installed middleware: {_one_line(e)}."
+                f"The central repo {uri} can't be read by the installed middleware: {one_line(e)}."
             ) from e
     raise AssertionError("unreachable")
 
@@ -174,10 +174,10 @@ class CentralButlers:
                     raise
                 fault = e
             if attempt < _TRIES:
-                _LOG.warning("The %s did not answer; it is asked again: %s", name, _one_line(fault))
+                _LOG.warning("The %s did not answer; it is asked again: %s", name, one_line(fault))
                 time.sleep(_RETRY_SECONDS * random.uniform(0.5, 1.5))
         raise CentralUnavailableError(
-            f"The central repo {self._uris[name]} does not answer: {_one_line(fault)}"
+            f"The central repo {self._uris[name]} does not answer: {one_line(fault)}"
         ) from fault
 
     def _butler(self, name: str) -> Butler:
@@ -188,7 +188,3 @@ class CentralButlers:
                 self._uris[name], writeable=False, attempts=attempts, delay=self._delay
             )
         return self._open[name]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -38,7 +38,7 @@ from ..messages import (
     RawArrived,
 )
 from ..visit import BareVisit
-from .announced import missed_field, missed_filter
+from .announced import missed_field, missed_filter, missed_rotation
 from .apdb_guard import apdb_has
 from .execute import NoPipelineError, PipelineFailedError, run_first_possible
 from .handover import HandOver, find_outputs, hand_over
@@ -307,16 +307,10 @@ class _Life:
             reason = f"exposure {raw.exposure} came twice; {message.path} is ignored"
             self._event("raw_repeated", path=message.path, exposure=raw.exposure, reason=reason)
             return reason
-        off = _rotation_off(raw, self.visit)
-        astray = missed_field(
-            raw,
-            self.visit,
-            self.description.focal_plane,
-            self.key.detector,
-            self.settings.preload_padding,
+        settings, plane = self.settings, self.description.focal_plane
+        astray = missed_rotation(raw, self.visit, settings.rotation_tolerance) or missed_field(
+            raw, self.visit, plane, self.key.detector, settings.preload_padding
         )
-        if off is not None and off > self.settings.rotation_tolerance:
-            astray = f"rotation is {off:.2f} degrees off the announcement"
         if astray is not None:
             _LOG.error("Exposure %d dropped: %s.", raw.exposure, astray)
             self._event("exposure_dropped", exposure=raw.exposure, reason=astray)
@@ -400,13 +394,6 @@ class _Life:
 
     def _event(self, name: Any, **detail: Any) -> None:
         self.link.send(PhaseEvent(key=self.key, name=name, time=time.time(), detail=detail))
-
-
-def _rotation_off(raw: RawExposure, visit: BareVisit) -> float | None:
-    announced = visit.rotation
-    if announced is None:
-        return None
-    return abs((raw.pointing[2] - announced + 180.0) % 360.0 - 180.0)
 
 
 def _settle_process(log_file: Path) -> None:

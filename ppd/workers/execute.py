@@ -15,6 +15,7 @@ from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilderError
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
+from ..errors import one_line
 from .inherited import Inherited
 from .read_through import ReadThroughButler
 
@@ -106,7 +107,7 @@ def run_first_possible(
         try:
             graph = executor.build_quantum_graph(pipelines[path], where=where)
         except (QuantumGraphBuilderError, LookupError, FileNotFoundError) as e:
-            refusals.append(f"{path}: {_one_line(e)}")
+            refusals.append(f"{path}: {_named(e)}")
             continue
         if len(graph) == 0:
             refusals.append(f"{path}: no quantum can be made of the inputs")
@@ -120,9 +121,9 @@ def run_first_possible(
                 provenance_dataset_ref=_provenance(scoped, provenance),
             )
         except MPGraphExecutorError as e:
-            raise PipelineFailedError(path, _one_line(e.__cause__ or e)) from e
+            raise PipelineFailedError(path, _named(e.__cause__ or e)) from e
         except Exception as e:
-            raise PipelineFailedError(path, _one_line(e)) from e
+            raise PipelineFailedError(path, _named(e)) from e
         _LOG.info("%d inputs came from memory.", serving.served)
         return path
     raise NoPipelineError("; ".join(refusals) or "no pipeline is configured")
@@ -147,6 +148,5 @@ def _provenance(butler: Butler, data_id: Mapping[str, object]) -> DatasetRef | N
     return DatasetRef(dataset_type, butler.registry.expandDataId(data_id), run=butler.run)
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}"
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error, 500)}"

@@ -100,9 +100,6 @@ class Inherited:
         """Return a handle on a dataset if it was read; what it gives is a copy."""
         return self._objects.get(ref.id)
 
-    def __len__(self) -> int:
-        return len(self._objects)
-
     def close(self) -> None:
         """End what is at work, and leave no file, not even a killed probe's."""
         self._next = None

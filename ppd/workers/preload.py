@@ -66,11 +66,10 @@ def put_preload_products(
     instrument, group, detector = job.key.instrument, job.key.group, job.key.detector
     record = butler.dimensions["group"].RecordClass(instrument=instrument, name=group)
     butler.registry.insertDimensionData("group", record, skip_existing=True)
-    if visit.ra is None or visit.dec is None or visit.rotation is None:
+    if visit.pointing is None:
         return
-    region = description.focal_plane.regions(
-        visit.ra, visit.dec, visit.rotation, settings.preload_padding, detectors=(detector,)
-    )[detector]
+    plane = description.focal_plane
+    region = plane.regions(*visit.pointing, settings.preload_padding, (detector,))[detector]
     # The start is a plan and the duration a script's; both are generous.
     begin = astropy.time.Time(visit.startTime or visit.private_sndStamp, format="unix_tai", scale="tai")
     end = begin + astropy.time.TimeDelta(max(visit.duration, 1.0), format="sec", scale="tai")

@@ -6,14 +6,15 @@ definitions.  A template, opened once on a repo of the same kind, is cloned
 after the fork and pointed at the child's own files.
 
 The public interface does not carry the last step.  What is touched beyond it
-is in `_point_at` and `_records_of`, tried on the versions in `TRIED_ON`.  The nursery finds out
-in a process of its own whether it works with what is installed; where it does
-not, and whenever it fails in a child, the repo is opened the public way.
+is in `_point_at` and `_records_of`, tried on ``lsst-daf-butler`` 30.2026.4300
+with SQLAlchemy 2.1.9.  The nursery finds out in a process of its own whether it
+works with what is installed; where it does not, and whenever it fails in a
+child, the repo is opened the public way.
 """
 
 from __future__ import annotations
 
-__all__ = ["TRIED_ON", "Template"]
+__all__ = ["Template"]
 
 import contextlib
 import os
@@ -23,9 +24,6 @@ from typing import Any
 
 from lsst.daf.butler import Butler
 from lsst.resources import ResourcePath
-
-TRIED_ON = ("30.2026.4300",)
-"""Versions of ``lsst-daf-butler`` on which the quick way was tried."""
 
 
 class Template:
