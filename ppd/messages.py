@@ -264,6 +264,7 @@ class PhaseEvent(_Message):
         "ingested",
         "raw_refused",
         "raw_repeated",
+        "raw_not_fetched",
         "exposure_dropped",
         "main_start",
         "first_task",
@@ -314,12 +315,18 @@ class ChildDone(_Message):
 
 
 class RawArrived(_Message):
-    """A raw of this detector-visit is complete on disk."""
+    """A raw of this detector-visit is complete."""
 
     kind: Literal["raw_arrived"] = "raw_arrived"
-    path: str
+    uri: str
+    """Absolute path, or URI of an object to fetch."""
     snap: int
     exposure: int | None = None
+    """Exposure ID, where its name says it."""
+    size: int | None = None
+    """Bytes, where the source knows."""
+    stamp: str = ""
+    """Tells one content of the same URI from another, as an ETag does."""
 
 
 class NoMoreRaws(_Message):

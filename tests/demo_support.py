@@ -27,7 +27,7 @@ from ppd.demo.tasks.alerts import PackageAlertsTask
 from ppd.demo.truth import TRUTH_COLUMNS, true_changes
 from ppd.visit import TAI_MINUS_UTC
 from ppd.workers.ingest import ingest_raw, load_translators, read_raw
-from ppd.workers.visits import define_visit
+from ppd.workers.visits import define_visits
 
 PIPELINES = Path(__file__).parent.parent / "ppd" / "demo" / "pipelines"
 
@@ -134,7 +134,7 @@ def process(field: Field, observed: Observed) -> None:
     run_pipeline(field, "Preprocess.yaml", "test/pre", f"{detector} AND group='{c.group}'")
     raw = read_raw(observed.raw, INSTRUMENT, c.group, observed.detector)
     ingest_raw(butler, raw, RAW_RUN, description)
-    define_visit(butler, raw, description)
+    define_visits(butler, [raw], description)
     # Pre-processing is of the group, the rest of the exposure in it.
     where = f"{detector} AND group='{c.group}' AND exposure={c.exposure}"
     run_pipeline(field, "ApPipe.yaml", "test/main", where, "test/pre")

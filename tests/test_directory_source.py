@@ -15,8 +15,9 @@ import pytest
 from repo_support import needs_root, small_tmpfs, wait_for
 
 from ppd.errors import ConfigurationError
-from ppd.sources.directory import Candidate, DirectorySource
+from ppd.sources.directory import DirectorySource
 from ppd.sources.keys import RawKey
+from ppd.sources.raws import Candidate
 
 SETTLE = 0.4
 _BLOCK = b"0123456789abcdef" * 64
@@ -36,11 +37,11 @@ class _Watched:
         return path
 
     def sizes(self, path: Path) -> list[int]:
-        return [c.size for c in self.seen if c.path == path]
+        return [c.size for c in self.seen if c.uri == str(path)]
 
     def wait_for(self, path: Path, size: int | None = None) -> Candidate:
         return wait_for(
-            lambda: next((c for c in self.seen if c.path == path and size in (None, c.size)), None)
+            lambda: next((c for c in self.seen if c.uri == str(path) and size in (None, c.size)), None)
         )
 
 
@@ -61,7 +62,7 @@ def test_write_then_rename(watched: _Watched) -> None:
     found = watched.wait_for(path)
     assert found.key == RawKey("GridCam", "g", 4, 0, 17, "r_1")
     status = path.stat()
-    assert (found.size, found.modified_ns) == (len(_BLOCK), status.st_mtime_ns)
+    assert (found.size, found.stamp) == (len(_BLOCK), str(status.st_mtime_ns))
     assert begin - 0.01 <= found.closed < begin + SETTLE  # at once, not when it has rested
     assert not watched.sizes(part)
 
@@ -85,7 +86,7 @@ def test_moved_in_from_outside(watched: _Watched, tmp_path: Path) -> None:
     path.rename(tmp_path / "outside.fits")
     path.with_name("b.fits").write_bytes(_BLOCK)
     watched.wait_for(path.with_name("b.fits"))
-    assert {c.path.name for c in watched.seen} == {"a.fits", "b.fits"}
+    assert {Path(c.uri).name for c in watched.seen} == {"a.fits", "b.fits"}
 
 
 def test_slow_writing_in_place(watched: _Watched) -> None:
@@ -118,7 +119,7 @@ def test_new_folders_filled_at_once(watched: _Watched) -> None:
         for number in range(20):
             paths.append(watched.path(group=f"{day}-{number}"))
             paths[-1].write_bytes(_BLOCK)
-    wait_for(lambda: {c.path for c in watched.seen} >= set(paths))
+    wait_for(lambda: {c.uri for c in watched.seen} >= set(map(str, paths)))
 
 
 def test_folder_moved_in(watched: _Watched, tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_there_before_the_start(tmp_path: Path) -> None:
         path.write_bytes(_BLOCK)
     watched.source.start()
     try:
-        wait_for(lambda: {c.path for c in watched.seen} == set(paths))
+        wait_for(lambda: {c.uri for c in watched.seen} == set(map(str, paths)))
     finally:
         watched.source.stop()
 
@@ -178,7 +179,7 @@ def test_what_is_no_raw(watched: _Watched) -> None:
     last.write_bytes(_BLOCK)
     watched.wait_for(last)
     time.sleep(SETTLE + 0.5)
-    assert {c.path for c in watched.seen} == {last}
+    assert {c.uri for c in watched.seen} == {str(last)}
 
 
 def test_unknown_layout_is_reported_as_such(watched: _Watched) -> None:
@@ -224,7 +225,7 @@ def test_whoever_is_told_may_fail(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     watched = _Watched(tmp_path)
 
     def report(candidate: Candidate) -> None:
-        if "bad" in candidate.path.name:
+        if "bad" in candidate.uri:
             raise RuntimeError("can't take it")
         watched.seen.append(candidate)
 
@@ -276,7 +277,7 @@ from ppd.sources.directory import DirectorySource
 root, seen = Path(sys.argv[1]), []
 if sys.argv[3] == "nobody":
     os.setuid(65534)
-source = DirectorySource(root, 0.2, lambda c: seen.append(c.path.parents[1].name), sweep=float(sys.argv[2]))
+source = DirectorySource(root, 0.2, lambda c: seen.append(c.uri.split("/")[-3]), sweep=float(sys.argv[2]))
 source.start()
 print("ready", flush=True)
 sys.stdin.readline()

@@ -32,7 +32,7 @@ from ppd.demo.democam import describe
 from ppd.messages import DetectorKey
 from ppd.workers.handover import HandOver, find_outputs, hand_over
 from ppd.workers.ingest import ingest_raw, load_translators, read_raw
-from ppd.workers.visits import define_visit
+from ppd.workers.visits import define_visits
 
 GROUP = "2026-11-25T04:47:59.000"
 KEY = DetectorKey(instrument=DEMOCAM, group=GROUP, detector=4, attempt=2)
@@ -70,7 +70,7 @@ def processed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Butler.from_config(str(root / "child"), writeable=True) as butler:
         _register(butler)
         ingest_raw(butler, raw, f"{DEMOCAM}/raw/all", describe())
-        visit = define_visit(butler, raw, describe())
+        (visit,) = define_visits(butler, [raw], describe())
         values = {"instrument": DEMOCAM, "group": GROUP, "detector": 4, "exposure": visit, "visit": visit}
         for name, dimensions, run, _ in TYPES:
             data_id = {k: values[k] for k in dimensions}

@@ -38,7 +38,7 @@ from ppd.demo.democam import describe
 from ppd.errors import InvalidRawError
 from ppd.instruments import lsstcam
 from ppd.workers.ingest import RawExposure, ingest_raw, load_translators, read_raw
-from ppd.workers.visits import define_visit
+from ppd.workers.visits import define_visits
 
 # Damaged files make readers warn; here it is known.
 pytestmark = pytest.mark.filterwarnings(
@@ -332,7 +332,7 @@ def test_raw_that_went_away(good: Path, tmp_path: Path, butler: Butler) -> None:
 def test_visit(good: Path, butler: Butler) -> None:
     raw = _read(good)
     ingest_raw(butler, raw, RUN, describe())
-    assert define_visit(butler, raw, describe()) == DEMO_EXPOSURE
+    assert define_visits(butler, [raw], describe()) == (DEMO_EXPOSURE,)
     (exposure,) = butler.query_dimension_records("exposure", instrument=DEMOCAM)
     (visit,) = butler.query_dimension_records("visit", instrument=DEMOCAM)
     assert (visit.id, visit.name) == (exposure.id, exposure.obs_id)
@@ -351,20 +351,7 @@ def test_visit(good: Path, butler: Butler) -> None:
     assert all(visit.region.contains(detector) for detector in whole.values())
     # Padded by 10 arcsec: pointings are off by a little.
     assert region.region.contains(describe().focal_plane.regions(359.98, -12.4, 33.0, padding=9.9)[4])
-    assert define_visit(butler, raw, describe()) == DEMO_EXPOSURE  # twice is once
-
-
-@pytest.mark.parametrize(("last", "systems"), [(3, [0, 2]), (4, [0])])
-def test_visit_systems(good: Path, tmp_path: Path, butler: Butler, last: int, systems: list[int]) -> None:
-    """An exposure that is one of several in its sequence is a visit of the one-to-one system only."""
-    record = {"instrument": DEMOCAM, "id": 2, "name": "by-seq-start-end"}
-    butler.registry.insertDimensionData("visit_system", record)
-    path = tmp_path / "a.fits"
-    _with_header(good, path, _card("SEQEND", str(last)))
-    ingest_raw(butler, _read(path), RUN, describe())
-    define_visit(butler, _read(path), describe())
-    found = butler.query_dimension_records("visit_system_membership", instrument=DEMOCAM)
-    assert sorted(membership.visit_system for membership in found) == systems
+    assert define_visits(butler, [raw], describe()) == (DEMO_EXPOSURE,)  # twice is once
 
 
 @needs_lsstcam
@@ -386,7 +373,7 @@ def test_lsstcam_visit(tmp_path: Path) -> None:
                 tracking_radec=SkyCoord(exposure.tracking_ra, exposure.tracking_dec, unit="deg"),
                 boresight_rotation_angle=Angle(exposure.sky_angle * u.deg),
             )
-            define_visit(child, RawExposure(Path("none"), info), lsstcam.describe())
+            define_visits(child, [RawExposure(Path("none"), info)], lsstcam.describe())
             for element in ("visit", "visit_definition", "visit_system_membership"):
                 assert _all(child, element) == _all(central, element)
             (made,) = child.query_dimension_records("visit_detector_region", instrument="LSSTCam")

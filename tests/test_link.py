@@ -99,7 +99,7 @@ def test_both_ways(supervisor: _Supervisor, link: ChildLink) -> None:
     event = PhaseEvent(key=KEY, name="main_start", time=1.5, detail={"a": "b\n"})
     link.send(event)
     assert supervisor.collect(PhaseEvent, 1) == [event]
-    messages = [RawArrived(path="/a", snap=0), PermitGrant(), NoMoreRaws(reason="late")]
+    messages = [RawArrived(uri="/a", snap=0), PermitGrant(), NoMoreRaws(reason="late")]
     for message in messages:
         supervisor.socket.send_multipart([b"g/4#2", encode(message)])
     assert [link.receive(5.0) for _ in messages] == messages

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-from ppd.sources.directory import Candidate
 from ppd.sources.keys import RawKey
+from ppd.sources.raws import Candidate
 from ppd.supervisor.raws import RawTable
 
 
 def _raw(group: str, detector: int = 1, snap: int = 0, size: int = 100, modified: int = 1) -> Candidate:
     key = RawKey("GridCam", group, detector, snap, 7, "r_1")
-    path = Path(f"/raws/GridCam/{detector}/{group}/{snap}/7/r_1/a.fits")
-    return Candidate(path, key, size, modified, 0.0)
+    path = f"/raws/GridCam/{detector}/{group}/{snap}/7/r_1/a.fits"
+    return Candidate(path, key, size, str(modified), 0.0)
 
 
 def test_early_raw_is_found_when_its_visit_comes() -> None:
@@ -116,7 +115,7 @@ def test_matched_raws_do_not_expire() -> None:
     raws = [_raw(f"g{i}") for i in range(3)]
     for raw in raws:
         table.add(raw, known=False)
-        table.of(f"g{raw.path.parts[4][1:]}", 1)
+        table.of(f"g{raw.uri.split('/')[4][1:]}", 1)
     time.sleep(0.02)
     assert table.expire() == []
     assert table.of("g0", 1) == raws[:1]

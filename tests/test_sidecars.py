@@ -13,8 +13,9 @@ import pytest
 from observatory import wait_for
 
 import ppd.sources.directory
-from ppd.sources.directory import Candidate, DirectorySource
+from ppd.sources.directory import DirectorySource
 from ppd.sources.keys import RawKey
+from ppd.sources.raws import Candidate
 from ppd.sources.sidecar import RawIdentity, read_header, read_sidecar, sidecar_path
 
 DETECTORS = {"R22_S11": 94, "R22_S12": 95}
@@ -49,8 +50,8 @@ class _Watched:
 
     def key(self, path: Path, timeout: float = 6.0) -> RawKey | None:
         """What the last report of a file says of it."""
-        wait_for(lambda: any(c.path == path for c in self.seen), timeout, f"{path} to be reported")
-        return [c for c in self.seen if c.path == path][-1].key
+        wait_for(lambda: any(c.uri == str(path) for c in self.seen), timeout, f"{path} to be reported")
+        return [c for c in self.seen if c.uri == str(path)][-1].key
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_sidecar_first(watched: _Watched) -> None:
     watched.sidecar(path)
     assert watched.raw() == path
     assert watched.key(path, 1.5) == KEY
-    assert not any(c.path.suffix == ".json" for c in watched.seen)
+    assert not any(c.uri.endswith(".json") for c in watched.seen)
 
 
 def test_sidecar_a_little_later(watched: _Watched) -> None:
@@ -109,7 +110,7 @@ def test_detectors_that_nobody_asked_for(watched: _Watched) -> None:
     path = watched.raw("R22_S12", GROUPID=GROUP)
     assert watched.key(path) is not None
     time.sleep(1.0)
-    assert [c.path for c in watched.seen] == [path]
+    assert [c.uri for c in watched.seen] == [str(path)]
 
 
 def test_what_was_there_before(tmp_path: Path) -> None:

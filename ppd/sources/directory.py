@@ -11,7 +11,7 @@ of folders; a sweep of the whole tree now and then finds what it kept from us.
 
 from __future__ import annotations
 
-__all__ = ["Candidate", "DirectorySource"]
+__all__ = ["DirectorySource"]
 
 import contextlib
 import dataclasses
@@ -37,6 +37,7 @@ from watchdog.observers.inotify import InotifyObserver
 
 from ..errors import ConfigurationError
 from .keys import LsstKey, RawKey, parse_lsst_path, parse_raw_path
+from .raws import Candidate, SourceStatus, Wanted
 from .sidecar import RawIdentity, read_header, read_sidecar, sidecar_path
 
 _LOG = logging.getLogger(__name__)
@@ -53,21 +54,6 @@ _EVENTS: list[type[FileSystemEvent]] = [
     FileCreatedEvent,
     FileMovedEvent,
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A file that looks like a complete raw."""
-
-    path: Path
-    key: RawKey | None
-    """`None`: it can't be told whose it is."""
-    size: int
-    modified_ns: int
-    closed: float
-    """When it was seen complete, Unix seconds."""
-    fault: str = "its path is of no known layout"
-    """Why there is no key, if there is none."""
 
 
 class DirectorySource:
@@ -150,6 +136,16 @@ class DirectorySource:
         if self._thread.is_alive():
             self._thread.join(5.0)
 
+    def expect(self, wanted: Wanted) -> None:
+        """Do nothing: all that lands is reported."""
+
+    def dismiss(self, group: str, detector: int) -> None:
+        """Do nothing: all that lands is reported."""
+
+    def status(self) -> SourceStatus:
+        """Tell how the source is."""
+        return SourceStatus(str(self.root))
+
     def scan(self, folder: Path) -> None:
         """Look at every file below a folder: new folders fill before they are watched."""
         for parent, _, names in os.walk(folder):
@@ -178,7 +174,9 @@ class DirectorySource:
         except UnicodeEncodeError:
             _LOG.error("%a is ignored: no raw has a name that is not UTF-8.", path)
             return
-        candidate = Candidate(file, parse_raw_path(file), status.st_size, status.st_mtime_ns, time.time())
+        candidate = Candidate(
+            path, parse_raw_path(file), status.st_size, str(status.st_mtime_ns), time.time()
+        )
         lsst = parse_lsst_path(file) if candidate.key is None else None
         # Wavefront and guide sensors come with each exposure.
         foreign = lsst is not None and lsst.detector not in self._detectors

@@ -35,7 +35,8 @@ from ..messages import (
     decode,
     encode,
 )
-from ..sources.directory import Candidate, DirectorySource
+from ..sources.directory import DirectorySource
+from ..sources.raws import Candidate
 from .admission import admit
 from .central import CentralReader
 from .child_logs import prune_logs

@@ -34,7 +34,7 @@ from ..messages import (
     PhaseEvent,
     RawArrived,
 )
-from ..sources.directory import Candidate
+from ..sources.raws import Candidate
 from .central import CentralReader
 from .child_logs import log_file
 from .deadlines import check_time, terminate
@@ -56,6 +56,7 @@ _DONE_WITH_RAWS = frozenset({State.RUNNING, State.HANDED_OVER, State.EXPORTED, S
 _FAULTS = {
     "raw_refused": "raws_refused",
     "raw_repeated": "raws_repeated",
+    "raw_not_fetched": "raws_not_fetched",
     "exposure_dropped": "exposures_dropped",
     "spool_full": "spool_full",
 }
@@ -189,8 +190,8 @@ class Lifecycle:
         key = candidate.key
         if key is None or key.instrument != self.settings.instrument:
             fault = candidate.fault if key is None else f"it is of {key.instrument}"
-            self.counters.error("raws_unrecognised", str(candidate.path), fault)
-            _LOG.error("%s is ignored: %s.", candidate.path, fault)
+            self.counters.error("raws_unrecognised", candidate.uri, fault)
+            _LOG.error("%s is ignored: %s.", candidate.uri, fault)
             return
         d = self.table.get(key.group, key.detector)
         if d is None and key.detector in self.ledger.journal.known_detectors(key.instrument, key.group):
@@ -201,7 +202,7 @@ class Lifecycle:
         else:
             self.counters.add("raws_seen")
             if d is not None and d.state in _DONE_WITH_RAWS:
-                self.ledger.fault(d, "raws_too_late", f"{candidate.path} came when it was over")
+                self.ledger.fault(d, "raws_too_late", f"{candidate.uri} came when it was over")
             elif d is not None:
                 self._note_raw(d, candidate)
                 self._feed(d)
@@ -320,8 +321,8 @@ class Lifecycle:
             else:
                 self._send(holder.identity, PermitGrant())
         for candidate in self.raws.expire():
-            self.counters.error("raws_unmatched", str(candidate.path), "no visit was announced for it")
-            _LOG.warning("Raw %s matched no visit in time.", candidate.path)
+            self.counters.error("raws_unmatched", candidate.uri, "no visit was announced for it")
+            _LOG.warning("Raw %s matched no visit in time.", candidate.uri)
         self._close_visits()
 
     def terminate_all(self, reason: str, signum: signal.Signals) -> None:
@@ -380,21 +381,25 @@ class Lifecycle:
 
     def _note_raw(self, d: DetectorVisit, candidate: Candidate) -> None:
         assert candidate.key is not None
-        detail = {"path": str(candidate.path), "snap": candidate.key.snap, "closed": candidate.closed}
+        detail = {"uri": candidate.uri, "snap": candidate.key.snap, "closed": candidate.closed}
         self.ledger.event(d, "raw_seen", **detail)
 
     def _feed(self, d: DetectorVisit) -> None:
         if d.identity is None or d.state is not State.READY:
             return
         for candidate in self.raws.of(d.group, d.detector):
-            if d.sent.get(str(candidate.path)) == candidate:
+            if d.sent.get(candidate.uri) == candidate:
                 continue
-            d.sent[str(candidate.path)] = candidate
+            d.sent[candidate.uri] = candidate
             assert candidate.key is not None
             self._send(
                 d.identity,
                 RawArrived(
-                    path=str(candidate.path), snap=candidate.key.snap, exposure=candidate.key.exposure
+                    uri=candidate.uri,
+                    snap=candidate.key.snap,
+                    exposure=candidate.key.exposure,
+                    size=candidate.size,
+                    stamp=candidate.stamp,
                 ),
             )
 

@@ -8,7 +8,7 @@ import collections
 import logging
 import time
 
-from ..sources.directory import Candidate
+from ..sources.raws import Candidate
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,14 +29,14 @@ class RawTable:
         self._keep_count = keep_count
         self._raws: dict[tuple[str, int], list[Candidate]] = {}
         self._waiting: collections.OrderedDict[str, tuple[float, Candidate]] = collections.OrderedDict()
-        self._seen: collections.OrderedDict[str, tuple[int, int]] = collections.OrderedDict()
+        self._seen: collections.OrderedDict[str, tuple[int, str]] = collections.OrderedDict()
 
     def add(self, candidate: Candidate, known: bool) -> bool:
         """Take a candidate.
 
         Parameters
         ----------
-        candidate : `ppd.sources.directory.Candidate`
+        candidate : `ppd.sources.raws.Candidate`
             A raw whose path has a known layout.
         known : `bool`
             Whether its detector-visit has been accepted.
@@ -47,8 +47,8 @@ class RawTable:
             `False` if the very same file was seen before.
         """
         assert candidate.key is not None
-        path = str(candidate.path)
-        stamp = (candidate.size, candidate.modified_ns)
+        path = candidate.uri
+        stamp = (candidate.size, candidate.stamp)
         if self._seen.get(path) == stamp:
             return False
         self._seen.pop(path, None)  # to the end of the order
@@ -57,7 +57,7 @@ class RawTable:
             self._seen.popitem(last=False)
         where = (candidate.key.group, candidate.key.detector)
         # A file that grew since replaces what was reported of it.
-        others = [c for c in self._raws.get(where, []) if c.path != candidate.path]
+        others = [c for c in self._raws.get(where, []) if c.uri != candidate.uri]
         self._raws[where] = [*others, candidate]
         self._waiting.pop(path, None)
         if not known:
@@ -68,13 +68,13 @@ class RawTable:
         """Return the raws of a detector-visit, and count them as matched."""
         found = self._raws.get((group, detector), [])
         for candidate in found:
-            self._waiting.pop(str(candidate.path), None)
+            self._waiting.pop(candidate.uri, None)
         return found
 
     def forget(self, group: str, detector: int) -> None:
         """Drop the raws of a detector-visit that is over."""
         for candidate in self._raws.pop((group, detector), []):
-            self._waiting.pop(str(candidate.path), None)
+            self._waiting.pop(candidate.uri, None)
 
     def expire(self) -> list[Candidate]:
         """Give up raws that matched nothing for too long, or are too many."""
@@ -87,7 +87,7 @@ class RawTable:
             del self._waiting[path]
             assert candidate.key is not None
             where = (candidate.key.group, candidate.key.detector)
-            others = [c for c in self._raws.get(where, []) if c.path != candidate.path]
+            others = [c for c in self._raws.get(where, []) if c.uri != candidate.uri]
             if others:
                 self._raws[where] = others
             else:

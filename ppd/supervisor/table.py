@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from ..messages import CacheView, ChildDone, DetectorKey
-from ..sources.directory import Candidate
+from ..sources.raws import Candidate
 from ..visit import BareVisit
 from .inputs import VisitInputs
 

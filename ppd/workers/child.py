@@ -21,7 +21,7 @@ from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base import Pipeline
 
 from ..config import Settings
-from ..errors import FinalError, IgnorableVisitError, InvalidRawError, RetriableError
+from ..errors import FinalError, IgnorableVisitError, RetriableError
 from ..instruments.description import InstrumentDescription
 from ..logs import bind, setup_logging
 from ..messages import (
@@ -38,16 +38,15 @@ from ..messages import (
     RawArrived,
 )
 from ..visit import BareVisit
-from .announced import missed_field, missed_filter, missed_rotation
 from .apdb_guard import apdb_has
 from .execute import NoPipelineError, PipelineFailedError, run_first_possible
 from .handover import HandOver, find_outputs, hand_over
-from .ingest import RawExposure, ingest_raw, read_raw
 from .inherited import Inherited
 from .link import ChildLink, LinkClosedError
 from .local_repo import clone_repo, remove_repo
 from .preload import put_preload_products
-from .visits import define_visit
+from .raws import RawTaker
+from .visits import define_visits
 
 _LOG = logging.getLogger(__name__)
 
@@ -147,9 +146,7 @@ class _Life:
         self.link = ChildLink(job.endpoint, job.key, settings.heartbeat_interval)
         self.butler: Butler | None = None
         self.raw_run = f"{job.key.instrument}/raw/all"
-        self.exposures: dict[int, RawExposure] = {}
-        self.visit_ids: list[int] = []
-        self.mismatches: list[str] = []
+        self.visit_ids: tuple[int, ...] = ()
         self.main_started = False
         self.pipeline: str | None = None
 
@@ -164,9 +161,15 @@ class _Life:
         """Run pre-processing, wait for raws, run the main pipeline, hand over."""
         assert self.butler is not None
         self._preprocess()
-        refused = self._take_raws()
-        if not self.exposures:
-            raise _NoRawError(f"no usable raw came ({'; '.join(refused) or 'none was seen'})")
+        raws = RawTaker(
+            self.butler, self.job, self.visit, self.settings, self.description, self.raw_run, self._event
+        )
+        self._take_raws(raws)
+        if not raws.exposures:
+            reasons = "; ".join(r.reason for r in raws.refusals) or "none was seen"
+            error = RetriableError if raws.may_come_right else _NoRawError
+            raise error(f"no usable raw came ({reasons})")
+        self.visit_ids = define_visits(self.butler, list(raws.exposures.values()), self.description)
         if self.key.attempt > 1:
             stored = apdb_has(self.settings.apdb_config, self.visit_ids, self.key.detector)
             if stored:
@@ -177,13 +180,13 @@ class _Life:
         where = (
             f"instrument='{self.key.instrument}' AND detector={self.key.detector} "
             f"AND group='{self.key.group}' "
-            f"AND exposure IN ({', '.join(str(e) for e in sorted(self.exposures))})"
+            f"AND exposure IN ({', '.join(str(e) for e in sorted(raws.exposures))})"
         )
         try:
             self.pipeline = self._run(self.job.main, where)
         except NoPipelineError as e:
-            if self.mismatches:
-                raise _MismatchError(f"{'; '.join(self.mismatches)}; no main pipeline can run: {e}") from e
+            if raws.mismatches:
+                raise _MismatchError(f"{'; '.join(raws.mismatches)}; no main pipeline can run: {e}") from e
             raise RetriableError(f"no main pipeline can run: {e}") from e
         self._event("pipeline_end", pipeline=self.pipeline, success=True)
         return self._hand_over(success=True)
@@ -274,65 +277,21 @@ class _Life:
             self.inherited,
         )
 
-    def _take_raws(self) -> list[str]:
+    def _take_raws(self, raws: RawTaker) -> None:
         """Take raws until all expected are here or the supervisor says enough."""
         self.link.enter("waiting_raws")
         self.link.send(PermitReturn(key=self.key))
-        refused: list[str] = []
         deadline = time.monotonic() + self.settings.worker_timeout
         while time.monotonic() < deadline:
-            if self.visit.nimages and len(self.exposures) >= self.visit.nimages:
-                break
+            if self.visit.nimages and len(raws.exposures) >= self.visit.nimages:
+                return
             message = self._receive(1.0)
             if isinstance(message, NoMoreRaws):
-                _LOG.warning("No more raws: %s; going on with %d.", message.reason, len(self.exposures))
-                break
+                _LOG.warning("No more raws: %s; going on with %d.", message.reason, len(raws.exposures))
+                return
             if isinstance(message, RawArrived):
-                fault = self._take_raw(message)
-                if fault:
-                    refused.append(fault)
-        else:
-            raise RetriableError("waited for raws longer than a visit may last")
-        return refused
-
-    def _take_raw(self, message: RawArrived) -> str | None:
-        assert self.butler is not None
-        try:
-            raw = read_raw(Path(message.path), self.key.instrument, self.key.group, self.key.detector)
-        except InvalidRawError as e:
-            _LOG.error("Raw refused: %s", e)
-            self._event("raw_refused", path=message.path, snap=message.snap, reason=str(e)[:500])
-            return str(e)
-        if raw.exposure in self.exposures:
-            reason = f"exposure {raw.exposure} came twice; {message.path} is ignored"
-            self._event("raw_repeated", path=message.path, exposure=raw.exposure, reason=reason)
-            return reason
-        settings, plane = self.settings, self.description.focal_plane
-        astray = missed_rotation(raw, self.visit, settings.rotation_tolerance) or missed_field(
-            raw, self.visit, plane, self.key.detector, settings.preload_padding
-        )
-        if astray is not None:
-            _LOG.error("Exposure %d dropped: %s.", raw.exposure, astray)
-            self._event("exposure_dropped", exposure=raw.exposure, reason=astray)
-            return astray
-        bind(exposure=raw.exposure)
-        physical_filter = raw.info.physical_filter
-        if not self.butler.query_dimension_records(
-            "physical_filter", instrument=self.key.instrument, physical_filter=physical_filter, explain=False
-        ):
-            reason = f"Raw {message.path}: its filter {physical_filter!r} is unknown."
-            _LOG.error("Raw refused: %s", reason)
-            self._event("raw_refused", path=message.path, snap=message.snap, reason=reason)
-            return reason
-        mismatch = missed_filter(raw, self.visit)
-        if mismatch is not None:
-            self.mismatches.append(mismatch)
-            _LOG.warning("Exposure %d: %s; it is processed as what it is.", raw.exposure, mismatch)
-        ingest_raw(self.butler, raw, self.raw_run, self.description)
-        self.visit_ids.append(define_visit(self.butler, raw, self.description))
-        self.exposures[raw.exposure] = raw
-        self._event("ingested", exposure=raw.exposure, snap=message.snap)
-        return None
+                raws.take(message)
+        raise RetriableError("waited for raws longer than a visit may last")
 
     def _hand_over(self, *, success: bool) -> ChildDone:
         assert self.butler is not None
