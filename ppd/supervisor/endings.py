@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..config import Settings
 from ..logs import bound
-from ..messages import ChildDone
+from ..messages import ChildDone, own_folder
 from .ledger import Ledger
 from .spool import find_ready
 from .table import DetectorVisit, State
@@ -51,7 +51,9 @@ class Endings:
 
     def settle(self, d: DetectorVisit) -> None:
         """Decide, once the child is gone; `due` says when."""
-        shutil.rmtree(local_repo(self._settings, d), ignore_errors=True)
+        repo = local_repo(self._settings, d)
+        for folder in (repo, own_folder(repo)):
+            shutil.rmtree(folder, ignore_errors=True)
         spool = Path(self._settings.spool_dir)
         shutil.rmtree(spool / "building" / d.key.file_name, ignore_errors=True)
         done = self._last_word(d)
