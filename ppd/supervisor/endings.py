@@ -23,6 +23,8 @@ _LOG = logging.getLogger(__name__)
 # A child's last word and the news of its end come by different ways.
 _LAST_WORD_SECONDS = 1.0
 _RETRY_DELAY = 0.5
+# While these last, other people's code runs.
+_TASK_PHASES = frozenset({"preprocess", "main"})
 
 
 class Endings:
@@ -98,6 +100,8 @@ class Endings:
                 reason=d.done.reason if d.done else "its pipeline failed; its child ended before it said why",
             )
         reason = f"its child ended by {_ending(d.exit_code)} while {d.phase or 'starting'}"
+        if d.exit_code is not None and d.exit_code >= 0 and d.phase in _TASK_PHASES:
+            reason += ", without a last word: a task may have called os._exit"
         return d.done or ChildDone(key=d.key, success=False, reason=reason, failure="retriable")
 
     def _succeed(self, d: DetectorVisit, done: ChildDone) -> None:
