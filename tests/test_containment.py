@@ -3,123 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import itertools
-import json
 import os
 import signal
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
-from observatory import ISR, Observatory, Ppd, error_of, running, wait_for
-
-from ppd.messages import CHILD_VARIABLE
+from observatory import ISR, Observatory, error_of, running, wait_for
+from rude_site import BAD, GOOD, RudeSite, lives, logs, rude_site
 
 pytestmark = pytest.mark.night
 
-_EARLY = """
-description: What a task does before the raw comes.
-instrument: ppd.demo.democam.DemoCam
-tasks:
-  early: {{class: rude_tasks.EarlyTask, config: {{folder: "{folder}"}}}}
-"""
-_MAIN = """
-description: Instrument signature removal, and what a task does after it.
-instrument: ppd.demo.democam.DemoCam
-tasks:
-  isr: {{class: ppd.demo.tasks.isr.IsrTask}}
-  rude: {{class: rude_tasks.RudeTask, config: {{folder: "{folder}"}}}}
-"""
-_BAD, _GOOD = 4, 5
-
-
-@dataclasses.dataclass
-class _Site:
-    """A ppd whose tasks do what they are told."""
-
-    ppd: Ppd
-    folder: Path
-    nursery: int
-    names: Iterator[str]
-
-    def misbehave(self, deed: str, when: str = "main") -> str:
-        """Have a detector-visit do something; return its group."""
-        (self.folder / "notes").write_text("")
-        (self.folder / f"{when}-{_BAD}").write_text(deed)
-        group = f"{deed}-{next(self.names)}"
-        self.ppd.good_visit(group, _BAD)
-        return group
-
-    def notes(self, kind: str) -> list[Any]:
-        """What was done."""
-        notes = map(json.loads, (self.folder / "notes").read_text().splitlines())
-        return [value for k, value in notes if k == kind]
-
-    def log(self, group: str, attempt: int = 1) -> str:
-        """The log of a detector-visit's child."""
-        (path,) = (self.ppd.settings.state_dir / "logs").glob(f"*/*{group}-{_BAD}-{attempt}.log")
-        return path.read_text()
-
-    def output(self, name: str, group: str) -> dict[str, Any]:
-        """What a task has put."""
-        from lsst.daf.butler import Butler
-
-        found = [r for r in self.ppd.outputs(name) if group in (r.dataId.get("group"), _group_of(r))]
-        with Butler.from_config(str(self.ppd.central), writeable=False) as butler:
-            return butler.get(found[0])
-
-    def check(self) -> None:
-        """Nothing is left of it, and the next visit is processed well."""
-        for path in self.folder.glob(f"*-{_BAD}"):
-            path.unlink()
-        alive = [pid for pid in self.notes("stray") if _lives(pid)]
-        assert not alive, "processes are left"
-        assert not _marked(), "processes are left"
-        assert not [f for f in self.notes("file") if Path(f).exists()], "files are left"
-        repos = [p.name for p in self.ppd.settings.local_repos.glob("ppd-*") if "nursery" not in p.name]
-        assert repos == []
-        status = self.ppd.status()
-        assert status["slots"]["used"] == 0
-        assert status["processors"]["used"] == 0
-        assert status["health"] == "ok"
-        assert not status["counts"].get("internal_errors")
-        assert not status["counts"].get("nursery_restarts")
-        assert psutil.pid_exists(self.nursery)
-        assert not _zombies(self.ppd)
-        group = f"next-{next(self.names)}"
-        self.ppd.good_visit(group, _GOOD)
-        self.ppd.await_state(group, exported=1)
-
-
-@contextlib.contextmanager
-def _site(observatory: Observatory, folder: Path, **changes: Any) -> Iterator[_Site]:
-    deeds = folder / "deeds"
-    deeds.mkdir()
-    paths = []
-    for name, text in (("Early", _EARLY), ("Rude", _MAIN)):
-        path = folder / f"{name}.yaml"
-        path.write_text(text.format(folder=deeds))
-        paths.append(str(path))
-    early = [{"pipelines": paths[:1]}]
-    settings = {"retries": 0, "preprocessing_pipelines": early, **changes}
-    with running(observatory, folder, main=(paths[1],), **settings) as ppd:
-        assert ppd.process is not None
-        (nursery,) = (
-            p.pid for p in psutil.Process(ppd.process.pid).children() if "ppd.workers.nursery" in p.cmdline()
-        )
-        yield _Site(ppd, deeds, nursery, map(str, itertools.count(1)))
-    assert not _marked()
-
 
 @pytest.fixture(scope="module")
-def site(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Site]:
+def site(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RudeSite]:
     """One for all deeds that need no other settings: each shows that the one before was contained."""
-    with _site(observatory, tmp_path_factory.mktemp("rude"), child_memory="256 MiB") as site:
+    with rude_site(observatory, tmp_path_factory.mktemp("rude"), child_memory="256 MiB") as site:
         yield site
 
 
@@ -140,7 +41,7 @@ def site(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> 
         ("leaves_segments_and_dies", "its child ended by SIGKILL while main"),
     ],
 )
-def test_it_fails(site: _Site, deed: str, reason: str) -> None:
+def test_it_fails(site: RudeSite, deed: str, reason: str) -> None:
     group = site.misbehave(deed)
     site.ppd.await_state(group, failed=1)
     error = error_of(site.ppd.status(), "failed")
@@ -152,7 +53,7 @@ def test_it_fails(site: _Site, deed: str, reason: str) -> None:
 @pytest.mark.parametrize(
     "deed", ["prints", "changes", "closes", "leaks_threads", "leaves_files", "leaves_segments"]
 )
-def test_it_succeeds(site: _Site, deed: str) -> None:
+def test_it_succeeds(site: RudeSite, deed: str) -> None:
     group = site.misbehave(deed)
     site.ppd.await_state(group, exported=1)
     assert site.notes("child"), "it was not done"
@@ -167,17 +68,17 @@ def test_it_succeeds(site: _Site, deed: str) -> None:
 
 
 @pytest.mark.parametrize(("deed", "strays"), [("forks", 3), ("forks_itself", 1)])
-def test_its_processes_are_ended(site: _Site, deed: str, strays: int) -> None:
+def test_its_processes_are_ended(site: RudeSite, deed: str, strays: int) -> None:
     before = site.ppd.counts().get("strays_killed", 0)
     group = site.misbehave(deed)
     site.ppd.await_state(group, exported=1)
     assert len(site.notes("stray")) == strays
     assert site.ppd.counts()["strays_killed"] == before + strays
-    assert f"{group}/{_BAD}#1" in error_of(site.ppd.status(), "strays_killed")
+    assert f"{group}/{BAD}#1" in error_of(site.ppd.status(), "strays_killed")
     site.check()
 
 
-def test_copy_of_the_child_returns(site: _Site) -> None:
+def test_copy_of_the_child_returns(site: RudeSite) -> None:
     """Both go on after the fork; only the child's outputs count."""
     group = site.misbehave("returns_twice")
     site.ppd.await_state(group, exported=1)
@@ -186,7 +87,7 @@ def test_copy_of_the_child_returns(site: _Site) -> None:
     site.check()
 
 
-def test_everything_is_put_back(site: _Site) -> None:
+def test_everything_is_put_back(site: RudeSite) -> None:
     """What a pre-processing task does to its process does not reach the main pipeline."""
     group = site.misbehave("changes", when="early")
     site.ppd.await_state(group, exported=1)
@@ -195,7 +96,7 @@ def test_everything_is_put_back(site: _Site) -> None:
     assert before["group"]
     assert before["core"] == 0
     assert before["temporary"].startswith(str(site.ppd.settings.local_repos))
-    assert before["output"] == [str(p) for p in _logs(site, group) * 2]
+    assert before["output"] == [str(p) for p in logs(site, group) * 2]
     # All that comes after is logged again.
     assert "inputs came from memory" in site.log(group)
     site.check()
@@ -204,7 +105,7 @@ def test_everything_is_put_back(site: _Site) -> None:
 def test_modes_of_outputs(observatory: Observatory, tmp_path: Path) -> None:
     """A umask that would lock everybody out is gone before the outputs are handed over."""
     # An export that can't happen: the spool can be looked at.
-    with _site(observatory, tmp_path) as site:
+    with rude_site(observatory, tmp_path) as site:
         modes = []
         group = site.misbehave("changes")
         ready = site.ppd.settings.spool_dir / "ready"
@@ -218,7 +119,7 @@ def test_modes_of_outputs(observatory: Observatory, tmp_path: Path) -> None:
         site.check()
 
 
-def test_preprocessing_that_exits(site: _Site) -> None:
+def test_preprocessing_that_exits(site: RudeSite) -> None:
     """The main pipeline goes on without it."""
     before = site.ppd.counts().get("preprocess_failed", 0)
     group = site.misbehave("exits", when="early")
@@ -229,7 +130,7 @@ def test_preprocessing_that_exits(site: _Site) -> None:
 
 def test_task_that_does_not_end(observatory: Observatory, tmp_path: Path) -> None:
     """It ignores SIGTERM: SIGKILL follows, for what it has started too."""
-    with _site(observatory, tmp_path, worker_timeout=8.0, kill_grace=1.0) as site:
+    with rude_site(observatory, tmp_path, worker_timeout=8.0, kill_grace=1.0) as site:
         group = site.misbehave("ignores_sigterm")
         site.ppd.await_state(group, failed=1)
         error = error_of(site.ppd.status(), "failed")
@@ -240,7 +141,7 @@ def test_task_that_does_not_end(observatory: Observatory, tmp_path: Path) -> Non
 
 def test_memory_of_a_family(observatory: Observatory, tmp_path: Path) -> None:
     """Each process is within the limit, all together are not."""
-    with _site(observatory, tmp_path, child_memory="100 MiB", retries=3) as site:
+    with rude_site(observatory, tmp_path, child_memory="100 MiB", retries=3) as site:
         group = site.misbehave("allocates_in_processes")
         site.ppd.await_state(group, failed=1)
         error = error_of(site.ppd.status(), "failed")
@@ -252,65 +153,34 @@ def test_memory_of_a_family(observatory: Observatory, tmp_path: Path) -> None:
 
 def test_supervisor_killed(observatory: Observatory, tmp_path: Path) -> None:
     """What tasks had left is ended by the next start, which finishes their work."""
-    with _site(observatory, tmp_path) as site:
+    with rude_site(observatory, tmp_path) as site:
         group = site.misbehave("ignores_sigterm")
         (stray,) = wait_for(lambda: site.notes("stray"), 30.0, "a process to be left")
-        for path in site.folder.glob(f"*-{_BAD}"):
+        for path in site.folder.glob(f"*-{BAD}"):
             path.unlink()
         assert site.ppd.process is not None
         site.ppd.process.kill()
         site.ppd.process.wait(10.0)
-        assert _lives(stray)
+        assert lives(stray)
         site.ppd.start()
-        assert not _lives(stray)
-        assert not any(_lives(pid) for pid in site.notes("child"))
+        assert not lives(stray)
+        assert not any(lives(pid) for pid in site.notes("child"))
         site.ppd.await_state(group, exported=1)
 
 
 def test_nursery_killed(observatory: Observatory, tmp_path: Path) -> None:
-    with _site(observatory, tmp_path, retries=1) as site:
+    with rude_site(observatory, tmp_path, retries=1) as site:
         group = site.misbehave("forks_itself_and_waits")
         (stray,) = wait_for(lambda: site.notes("stray"), 30.0, "a process to be left")
-        for path in site.folder.glob(f"*-{_BAD}"):
+        for path in site.folder.glob(f"*-{BAD}"):
             path.unlink()
         os.kill(site.nursery, signal.SIGKILL)
-        wait_for(lambda: not _lives(stray), 20.0, "what its child left to be ended")
+        wait_for(lambda: not lives(stray), 20.0, "what its child left to be ended")
         site.ppd.await_state(group, exported=1)
 
 
 def test_a_good_pipeline_leaves_nothing_to_end(observatory: Observatory, tmp_path: Path) -> None:
     with running(observatory, tmp_path, main=(ISR,)) as ppd:
-        ppd.good_visit("good", _GOOD)
+        ppd.good_visit("good", GOOD)
         ppd.await_state("good", exported=1)
         assert "strays_killed" not in ppd.counts()
-
-
-def _group_of(ref: Any) -> str | None:
-    return ref.dataId.records["exposure"].group if "exposure" in ref.dimensions else None
-
-
-def _logs(site: _Site, group: str) -> list[Path]:
-    return list((site.ppd.settings.state_dir / "logs").glob(f"*/*{group}-{_BAD}-1.log"))
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _zombies(ppd: Ppd) -> list[int]:
-    assert ppd.process is not None
-    return [p.pid for p in psutil.Process(ppd.process.pid).children() if p.status() == psutil.STATUS_ZOMBIE]
-
-
-def _marked() -> list[int]:
-    """Children of any ppd of these tests, and what descends from them."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            mark = process.environ().get(CHILD_VARIABLE, "")
-            if mark.strip("-") and f"-{_BAD}-" in mark:
-                found.append(process.pid)
-    return found

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["Containment"]
+__all__ = ["Containment", "mark_prefix"]
 
 import collections
 import dataclasses
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ _REMEMBERED = 1000
 class _Owner:
     """Whose a process is."""
 
+    mark: str
     group: str
     detector: int
     name: str
@@ -56,8 +58,8 @@ class Containment:
         self._settings = settings
         self._counters = counters
         self._nurseries = nurseries
-        # Several ppds may run on a machine, each with a state directory of its own.
-        self._prefix = hashlib.sha256(str(settings.state_dir.resolve()).encode()).hexdigest()[:12] + ":"
+        self._prefix = mark_prefix(settings)
+        self._suspect = ""
         self._children: set[int] = set()
         self._owners: collections.OrderedDict[str | int, _Owner] = collections.OrderedDict()
         self._swept = 0.0
@@ -66,7 +68,7 @@ class Containment:
             remove_segments(folder)
         self.cgroups = Cgroups(settings.child_memory)
         self._groups: dict[str, Path] = {}
-        self._strays = Strays(self._kept, self._was_killed)
+        self._strays = Strays(self._kept, self._attribute, self._was_killed)
         self._memory = MemoryWatch(None if self.cgroups.memory else settings.child_memory)
 
     def mark(self, d: DetectorVisit) -> str:
@@ -76,13 +78,12 @@ class Containment:
 
     def prepare(self, d: DetectorVisit) -> Path | None:
         """Get ready for a child; return the control group that it should join, if any."""
-        mark = self.mark(d)
-        self._owners[mark] = _Owner(d.group, d.detector, str(d.key))
+        self._owners[self.mark(d)] = self._owner(d)
         while len(self._owners) > _REMEMBERED:
             self._owners.popitem(last=False)
         group = self.cgroups.make(d.key.file_name)
         if group is not None:
-            self._groups[mark] = group
+            self._groups[self.mark(d)] = group
         return group
 
     def turn(self, live: Sequence[DetectorVisit], now: float) -> None:
@@ -98,7 +99,9 @@ class Containment:
         self._children = {d.pid for d in live if d.pid is not None and d.exited_at is None}
         for d in live:
             if d.pid is not None:
-                self._owners[d.pid] = _Owner(d.group, d.detector, str(d.key))
+                self._owners[d.pid] = self._owner(d)
+        ended = [d for d in live if d.exited_at is not None]
+        self._suspect = self.mark(ended[0]) if len(ended) == 1 else ""
         self._memory.check(list(live), now)
         if now > self._swept + _SWEEP_SECONDS:
             self._swept = now
@@ -123,7 +126,7 @@ class Containment:
         if d.pid is not None:
             self._children.discard(d.pid)
         self._strays.sweep()
-        left = self._strays.left_by(mark, d.pid)
+        left = self._strays.left_by(mark)
         group = self._groups.get(mark)
         if group is not None and not left:
             # Whatever it is, it is not below us; it can't leave its group.
@@ -157,8 +160,19 @@ class Containment:
     def _kept(self) -> set[int]:
         return self._nurseries() | self._children
 
+    def _owner(self, d: DetectorVisit) -> _Owner:
+        return _Owner(self.mark(d), d.group, d.detector, str(d.key))
+
+    def _attribute(self, mark: str, session: int) -> str:
+        """Say who has left a process; one that hides it was left by the child that has just ended."""
+        owner = self._owners.get(mark) or self._owners.get(session)
+        if owner is None:
+            # As the first process of a container we get anybody's.
+            return "" if os.getpid() == 1 else self._suspect
+        return owner.mark
+
     def _was_killed(self, stray: Stray) -> None:
-        owner = self._owners.get(stray.mark) or self._owners.get(stray.session)
+        owner = self._owners.get(stray.mark)
         name = owner.name if owner else "an unknown detector-visit"
         self._counters.error("strays_killed", name, f"process {stray.pid} was left: {stray.command}")
         with bound(group=owner and owner.group, detector=owner and owner.detector):
@@ -168,3 +182,19 @@ class Containment:
         used = self.cgroups.exceeded(group)
         if used is not None and self._settings.child_memory is not None and not (d.done and d.done.success):
             exceeded(d, used, self._settings.child_memory)
+
+
+def mark_prefix(settings: Settings) -> str:
+    """What the marks of one ppd's children begin with: several may run on a machine.
+
+    Parameters
+    ----------
+    settings : `ppd.config.Settings`
+        Each has a state directory of its own.
+
+    Returns
+    -------
+    prefix : `str`
+        See `ppd.messages.CHILD_VARIABLE`.
+    """
+    return hashlib.sha256(str(settings.state_dir.resolve()).encode()).hexdigest()[:12] + ":"

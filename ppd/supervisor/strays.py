@@ -28,8 +28,7 @@ class Stray:
 
     pid: int
     mark: str
-    """Who has left it; empty: it does not say."""
-    session: int
+    """Of the child that has left it; empty: nobody knows."""
     command: str
     since: float
     killed: bool = False
@@ -47,12 +46,21 @@ class Strays:
     kept : callable
         Process IDs that are no strays: nurseries, and children that have
         lost theirs.
+    attribute : callable
+        Says the mark of the child that has left a process, from the mark that
+        the process bears and from its session.
     killed : callable
         Told of each stray that was killed.
     """
 
-    def __init__(self, kept: Callable[[], set[int]], killed: Callable[[Stray], None]):
+    def __init__(
+        self,
+        kept: Callable[[], set[int]],
+        attribute: Callable[[str, int], str],
+        killed: Callable[[Stray], None],
+    ):
         self._kept = kept
+        self._attribute = attribute
         self._killed = killed
         self._session = os.getsid(0)
         self._strays: dict[int, Stray] = {}
@@ -79,11 +87,11 @@ class Strays:
     def _end(self, process: Process) -> None:
         stray = self._strays.get(process.pid)
         if stray is None:
-            mark = mark_of(process.pid)
+            mark = self._attribute(mark_of(process.pid), process.session)
             if not mark and os.getpid() == 1:
                 # In a container it may be anybody's: it is left alone, and reaped when it ends.
                 return
-            stray = Stray(process.pid, mark, process.session, command_of(process.pid), time.monotonic())
+            stray = Stray(process.pid, mark, command_of(process.pid), time.monotonic())
             self._strays[process.pid] = stray
         if _TRACKER in stray.command and time.monotonic() < stray.since + _TRACKER_GRACE:
             return
@@ -93,9 +101,9 @@ class Strays:
             stray.killed = True
             self._killed(stray)
 
-    def left_by(self, mark: str, session: int | None) -> list[int]:
+    def left_by(self, mark: str) -> list[int]:
         """Process IDs of the strays of one child that are not gone."""
-        return [s.pid for s in self._strays.values() if s.mark == mark or s.session == session]
+        return [s.pid for s in self._strays.values() if s.mark == mark]
 
     def clear(self, timeout: float) -> None:
         """End all; bounded."""
