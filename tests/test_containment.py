@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,19 +101,29 @@ def test_everything_is_put_back(site: RudeSite) -> None:
 
 
 def test_modes_of_outputs(observatory: Observatory, tmp_path: Path) -> None:
-    """A umask that would lock everybody out is gone before the outputs are handed over."""
-    # An export that can't happen: the spool can be looked at.
-    with rude_site(observatory, tmp_path) as site:
-        modes = []
+    """A umask that would lock everybody out locks nobody out of the outputs."""
+    # The export comes late: what was handed over can be looked at.
+    with rude_site(observatory, tmp_path, export_age=5.0) as site:
         group = site.misbehave("changes")
         ready = site.ppd.settings.spool_dir / "ready"
-        deadline = time.monotonic() + 60.0
-        while not modes and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                modes = [stat.S_IMODE((p / "manifest.json").stat().st_mode) for p in ready.iterdir()]
+        wait_for(lambda: list(ready.glob("*")), 60.0, "a hand-over")
+        files = [p for entry in ready.iterdir() for p in (entry, *entry.iterdir())]
+        modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in files}
+        assert len(modes) > 3
+        assert all(mode & 0o600 == 0o600 for mode in modes.values()), modes
         site.ppd.await_state(group, exported=1)
-        assert modes
-        assert all(mode & 0o600 == 0o600 for mode in modes)
+        site.check()
+
+
+def test_what_is_tried_again(observatory: Observatory, tmp_path: Path) -> None:
+    """A task that exits may do better another time; one that says it would not is believed."""
+    with rude_site(observatory, tmp_path, retries=1) as site:
+        site.ppd.await_state(site.misbehave("says_never_again"), failed=1)
+        assert "retried" not in site.ppd.counts()
+        group = site.misbehave("exits")
+        site.ppd.await_state(group, failed=1)
+        assert site.ppd.counts()["retried"] == 1
+        assert f"{group}/{BAD}#2: PipelineFailedError" in error_of(site.ppd.status(), "failed")
         site.check()
 
 

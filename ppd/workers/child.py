@@ -36,7 +36,7 @@ from ..messages import (
 from ..visit import BareVisit
 from .announced import missed_field, missed_filter, missed_rotation
 from .apdb_guard import apdb_has
-from .containment import Terminated, settle_process
+from .containment import Terminated, leave_folder, settle_process
 from .execute import NoPipelineError, PipelineFailedError, run_first_possible
 from .handover import HandOver, find_outputs, hand_over
 from .ingest import RawExposure, ingest_raw, read_raw
@@ -115,6 +115,7 @@ def run_child(
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         remove_repo(Path(job.local_repo))
+        leave_folder(job)
         life.finish(done)
     return code
 

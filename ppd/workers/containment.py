@@ -8,7 +8,7 @@ it is made findable.
 
 from __future__ import annotations
 
-__all__ = ["Terminated", "contained", "leave_if_copied", "settle_process"]
+__all__ = ["Terminated", "contained", "leave_folder", "leave_if_copied", "settle_process"]
 
 import contextlib
 import ctypes
@@ -18,6 +18,7 @@ import io
 import logging
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -36,6 +37,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 # Beyond the numbers of which a task might think that they are the next ones.
 _HIGH_DESCRIPTOR = 64
 _COPY_EXIT_CODE = 71
+_FOLDERS = ("tmp", "work")
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
@@ -68,8 +70,8 @@ def settle_process(job: Job) -> TextIO:
     _mark(libc, job.mark)
     log = _open_log(Path(job.log_file))
     _join(job.cgroup)
-    for folder in (job.own_folder / "tmp", job.own_folder / "work"):
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    for name in _FOLDERS:
+        (job.own_folder / name).mkdir(parents=True, mode=0o700, exist_ok=True)
     tempfile.tempdir = str(job.own_folder / "tmp")
     os.environ.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), tempfile.tempdir))
     os.chdir(job.own_folder / "work")
@@ -79,6 +81,19 @@ def settle_process(job: Job) -> TextIO:
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return log
+
+
+def leave_folder(job: Job) -> None:
+    """Remove what tasks have left in the child's own folder; the supervisor removes the rest.
+
+    Parameters
+    ----------
+    job : `ppd.messages.Job`
+        The detector-visit.
+    """
+    os.chdir("/")
+    for name in _FOLDERS:
+        shutil.rmtree(job.own_folder / name, ignore_errors=True)
 
 
 @contextlib.contextmanager

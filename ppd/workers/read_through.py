@@ -35,6 +35,8 @@ class ReadThroughButler(CachingLimitedButler):
         super().__init__(wrapped)
         self._inherited = inherited
         self._pid = os.getpid()
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
         self.served = 0
         """How many datasets came from memory."""
 
@@ -61,6 +63,8 @@ class ReadThroughButler(CachingLimitedButler):
         """Put a dataset; see `lsst.daf.butler.LimitedButler.put`."""
         # A task's copy of this process would put it twice.
         leave_if_copied(self._pid)
+        # Nor should the task's umask keep the exporter from reading it.
+        os.umask(self._umask)
         return super().put(obj, ref, provenance=provenance)
 
     def stored_many(self, refs: Iterable[DatasetRef]) -> dict[DatasetRef, bool]:
