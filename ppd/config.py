@@ -270,6 +270,12 @@ class Settings(_Frozen):
     retries: Annotated[int, pydantic.Field(ge=0)] = 1
     """How often a detector-visit is tried again after a retriable failure."""
 
+    child_memory: Annotated[_Bytes, pydantic.Field(ge=2**24)] | None = None
+    """Bytes that a child's tasks may use beyond what it inherits; no limit when absent."""
+
+    kill_grace: _Grace = 5.0
+    """Seconds that a child has to end after SIGTERM, before SIGKILL."""
+
     heartbeat_interval: _Seconds = 2.0
     """Seconds between a child's heartbeats."""
 

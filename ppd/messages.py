@@ -9,6 +9,8 @@ them; what does not parse is refused and counted, never acted on.
 from __future__ import annotations
 
 __all__ = [
+    "CHILD_VARIABLE",
+    "MARK_BYTES",
     "CacheView",
     "CancelWork",
     "ChildDone",
@@ -41,9 +43,11 @@ __all__ = [
     "ShutDown",
     "decode",
     "encode",
+    "own_folder",
 ]
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -52,6 +56,12 @@ from annotated_types import Interval
 FailureClass = Literal["retriable", "final", "ignorable"]
 """What a failure has changed outside ppd (invariant 7 of the design)."""
 
+
+CHILD_VARIABLE = "PPD_CHILD"
+"""Environment variable by which a process can be recognised as a child's, or a child's child's."""
+
+MARK_BYTES = 160
+"""Room for its value."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")
 
@@ -141,6 +151,20 @@ class Job(_Message):
     """Root of the spool."""
     log_file: str
     """Where the child's output goes."""
+    mark: str = ""
+    """What its processes are recognised by: the value of `CHILD_VARIABLE`."""
+    cgroup: str | None = None
+    """Control group that the child joins, if it is to have one."""
+
+    @property
+    def own_folder(self) -> Path:
+        """Folder beside the local repo for what tasks leave: temporary files, working directory."""
+        return own_folder(Path(self.local_repo))
+
+
+def own_folder(local_repo: Path) -> Path:
+    """Return the folder beside a child's repo that has what its tasks leave."""
+    return local_repo.with_name(f"{local_repo.name}.own")
 
 
 class NurserySetup(_Message):

@@ -91,13 +91,21 @@ class Ppd:
         Empty folder of its own.
     main : sequence of `str`, optional
         Main pipelines.
+    cgroup : `pathlib.Path`, optional
+        Control group to start it in.
     **changes
         Settings.
     """
 
     def __init__(
-        self, observatory: Observatory, folder: Path, main: tuple[str, ...] = (ISR,), **changes: Any
+        self,
+        observatory: Observatory,
+        folder: Path,
+        main: tuple[str, ...] = (ISR,),
+        cgroup: Path | None = None,
+        **changes: Any,
     ):
+        self._cgroup = cgroup
         self.observatory = observatory
         self.folder = folder
         self.central = observatory.copy_central(folder / "central")
@@ -157,8 +165,13 @@ class Ppd:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 env=_environment(),
+                preexec_fn=self._join,
             )
         wait_for(self._answers, 60.0, f"ppd to answer; its log is {self.log}")
+
+    def _join(self) -> None:
+        if self._cgroup is not None:
+            (self._cgroup / "cgroup.procs").write_text("0")
 
     def stop(self, signum: int = signal.SIGTERM) -> int:
         """End ppd with a signal and return its exit code."""

@@ -41,6 +41,7 @@ from .admission import admit
 from .central import CentralReader
 from .child_logs import prune_logs
 from .commands import answer
+from .containment import Containment
 from .counters import Counters
 from .exporter import Exported, Exporter, Undeliverable
 from .inbox import Inbox
@@ -117,6 +118,9 @@ class Supervisor:
         self.deployment = deployment_id(settings)
         description = find_description(settings.instrument, settings.instrument_description)
         self.focal_plane = description.focal_plane
+        # Before the nursery: it is in our control group then, wherever that is.
+        self.containment = Containment(settings, self.counters, self._nursery_pids)
+        self._undo.callback(self.containment.close, 5.0)
         # The nursery's imports take seconds; they go on while we set up.
         self.nursery = NurseryKeeper(settings)
         self._undo.callback(self.nursery.stop, 8.0)
@@ -143,12 +147,16 @@ class Supervisor:
             self.central,
             self.nursery.fork,
             self._send_child,
+            self.containment,
         )
         names = {d.name: d.id for d in description.focal_plane.detectors}
         self.sources = [
             DirectorySource(d, settings.raw_settle, self.inbox.put, detectors=names)
             for d in settings.raw_dirs
         ]
+
+    def _nursery_pids(self) -> set[int]:
+        return self.nursery.pids if hasattr(self, "nursery") else set()
 
     def _open_sockets(self) -> None:
         folder = self.settings.socket_dir
@@ -250,7 +258,7 @@ class Supervisor:
         # A child that waits for a raw waits for something that nobody looks for.
         self._loop(wake, lambda: not any(d.state is State.RUNNING for d in table.live()), grace)
         self.lifecycle.terminate_all("ppd stops", signal.SIGTERM)
-        self._loop(wake, lambda: not table.live(), 8.0)
+        self._loop(wake, lambda: not table.live(), self.settings.kill_grace + 3.0)
         self._loop(wake, lambda: not ready_entries(self.settings.spool_dir), min(grace, 10.0))
         self.exporter.stop(10.0)
         self.nursery.stop(8.0)

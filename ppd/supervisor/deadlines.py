@@ -4,20 +4,17 @@ from __future__ import annotations
 
 __all__ = ["check_time", "terminate"]
 
-import contextlib
 import logging
-import os
 import signal
 import time
 
 from ..config import Settings
 from ..logs import bound
 from ..messages import NoMoreRaws
+from .strays import kill_family, signal_group
 from .table import DetectorVisit, State
 
 _LOG = logging.getLogger(__name__)
-
-_KILL_AFTER_SECONDS = 5.0
 
 
 def check_time(d: DetectorVisit, now: float, settings: Settings) -> list[NoMoreRaws]:
@@ -38,7 +35,7 @@ def check_time(d: DetectorVisit, now: float, settings: Settings) -> list[NoMoreR
         What to send to the child.
     """
     if d.terminated_at is not None:
-        if now > d.terminated_at + _KILL_AFTER_SECONDS:
+        if now > d.terminated_at + settings.kill_grace:
             _kill(d, signal.SIGKILL)
     elif now > d.heard_at + settings.heartbeat_timeout:
         terminate(d, "its child was not heard of for too long", signal.SIGKILL)
@@ -73,8 +70,10 @@ def terminate(d: DetectorVisit, reason: str, signum: signal.Signals) -> None:
 
 def _kill(d: DetectorVisit, signum: signal.Signals) -> None:
     if d.pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(d.pid, signum)
+        if signum is signal.SIGKILL:
+            kill_family(d.pid)
+        else:
+            signal_group(d.pid, signum)
     elif d.exited_at is None and signum is signal.SIGKILL:
         # The nursery never said that it forked: there is nothing to wait for.
         d.exited_at = time.monotonic()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..config import Settings
 from ..logs import bound
-from ..messages import ChildDone
+from ..messages import ChildDone, own_folder
 from .ledger import Ledger
 from .spool import find_ready
 from .table import DetectorVisit, State
@@ -23,6 +23,8 @@ _LOG = logging.getLogger(__name__)
 # A child's last word and the news of its end come by different ways.
 _LAST_WORD_SECONDS = 1.0
 _RETRY_DELAY = 0.5
+# While these last, other people's code runs.
+_TASK_PHASES = frozenset({"preprocess", "main"})
 
 
 class Endings:
@@ -51,7 +53,9 @@ class Endings:
 
     def settle(self, d: DetectorVisit) -> None:
         """Decide, once the child is gone; `due` says when."""
-        shutil.rmtree(local_repo(self._settings, d), ignore_errors=True)
+        repo = local_repo(self._settings, d)
+        for folder in (repo, own_folder(repo)):
+            shutil.rmtree(folder, ignore_errors=True)
         spool = Path(self._settings.spool_dir)
         shutil.rmtree(spool / "building" / d.key.file_name, ignore_errors=True)
         done = self._last_word(d)
@@ -96,6 +100,8 @@ class Endings:
                 reason=d.done.reason if d.done else "its pipeline failed; its child ended before it said why",
             )
         reason = f"its child ended by {_ending(d.exit_code)} while {d.phase or 'starting'}"
+        if d.exit_code is not None and d.exit_code >= 0 and d.phase in _TASK_PHASES:
+            reason += ", without a last word: a task may have called os._exit"
         return d.done or ChildDone(key=d.key, success=False, reason=reason, failure="retriable")
 
     def _succeed(self, d: DetectorVisit, done: ChildDone) -> None:

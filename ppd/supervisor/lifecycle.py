@@ -37,6 +37,7 @@ from ..messages import (
 from ..sources.raws import Candidate
 from .central import CentralReader
 from .child_logs import log_file
+from .containment import Containment
 from .deadlines import check_time, terminate
 from .endings import Endings, local_repo
 from .exporter import Exported, Undeliverable
@@ -79,6 +80,8 @@ class Lifecycle:
         Sends a request to the nursery; returns whether there is one.
     send : callable
         Sends a message to the child with a ZeroMQ identity.
+    containment : `ppd.supervisor.containment.Containment`
+        Looks after what children leave behind.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Lifecycle:
         central: CentralReader,
         fork: Callable[[ForkRequest], bool],
         send: Callable[[bytes, pydantic.BaseModel], None],
+        containment: Containment,
     ):
         self.settings = settings
         self.endpoint = endpoint
@@ -101,6 +105,7 @@ class Lifecycle:
         self.endings = Endings(settings, ledger, self._release)
         self._fork = fork
         self._send = send
+        self._containment = containment
 
     # Visits and inputs
 
@@ -305,10 +310,12 @@ class Lifecycle:
             if entry.resolve_at is not None and now >= entry.resolve_at:
                 entry.resolve_at = None
                 self._resolve(entry)
+        self._containment.turn(self.table.live(), now)
         for d in self.table.live():
             if self.endings.due(d, now):
                 self.permits.give_back(d.key)
-                self.endings.settle(d)
+                if self._containment.cleared(d, now):
+                    self.endings.settle(d)
             else:
                 for message in check_time(d, now, self.settings):
                     self._send(d.identity or b"", message)
@@ -364,6 +371,7 @@ class Lifecycle:
     def _job(self, d: DetectorVisit) -> Job:
         entry = self._entry(d)
         assert d.view is not None
+        cgroup = self._containment.prepare(d)
         return Job(
             key=d.key,
             visit=entry.visit.model_dump(mode="json"),
@@ -377,6 +385,8 @@ class Lifecycle:
             local_repo=str(local_repo(self.settings, d)),
             spool=str(self.settings.spool_dir),
             log_file=str(log_file(self.settings.state_dir, entry.day_obs, d.key)),
+            mark=self._containment.mark(d),
+            cgroup=str(cgroup) if cgroup else None,
         )
 
     def _note_raw(self, d: DetectorVisit, candidate: Candidate) -> None:

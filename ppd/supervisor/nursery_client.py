@@ -15,7 +15,7 @@ from typing import Any
 import pydantic
 
 from ..config import Settings
-from ..messages import MessageError, NurserySetup, ShutDown, decode, encode
+from ..messages import CHILD_VARIABLE, MARK_BYTES, MessageError, NurserySetup, ShutDown, decode, encode
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class NurseryClient:
         environment.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
         # Arrow's allocator would start one when it is imported.
         environment["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+        # Room in which each child writes who it is.
+        environment[CHILD_VARIABLE] = "-" * MARK_BYTES
         self._process = subprocess.Popen(
             # The state directory tells people whose nursery this is.
             [sys.executable, "-m", "ppd.workers.nursery", str(settings.state_dir)],

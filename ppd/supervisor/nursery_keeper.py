@@ -110,6 +110,11 @@ class NurseryKeeper:
         """Process ID of the last nursery."""
         return self._client.pid
 
+    @property
+    def pids(self) -> set[int]:
+        """Process IDs of all nurseries, and of children that have lost theirs."""
+        return {self.pid, *self._succession.pids, *self._orphans}
+
     def fileno(self) -> int:
         """Descriptor that becomes readable when the nursery says something; it changes with a restart."""
         return self._client.fileno()

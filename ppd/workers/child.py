@@ -4,17 +4,13 @@ from __future__ import annotations
 
 __all__ = ["run_child"]
 
-import ctypes
 import errno
-import faulthandler
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lsst.daf.butler import Butler, DatasetRef
@@ -39,6 +35,7 @@ from ..messages import (
 )
 from ..visit import BareVisit
 from .apdb_guard import apdb_has
+from .containment import Terminated, leave_folder, settle_process
 from .execute import NoPipelineError, PipelineFailedError, run_first_possible
 from .handover import HandOver, find_outputs, hand_over
 from .inherited import Inherited
@@ -50,7 +47,6 @@ from .visits import define_visits
 
 _LOG = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _SPOOL_RETRY_SECONDS = 1.0
 
 
@@ -60,10 +56,6 @@ class _NoRawError(RetriableError):
 
 class _MismatchError(RetriableError):
     """Raised when the inputs for what the header says are not there; another try gets the same."""
-
-
-class _Terminated(BaseException):
-    """Raised in the child's main thread by SIGTERM."""
 
 
 def run_child(
@@ -99,11 +91,12 @@ def run_child(
         Exit code: 0 success, 1 failure that was reported, 3 the supervisor
         is gone.
     """
-    _settle_process(Path(job.log_file))
-    setup_logging(settings)
+    setup_logging(settings, settle_process(job))
     bind(group=job.key.group, detector=job.key.detector, instrument=job.key.instrument)
     life = _Life(job, settings, pipelines, description, inherited)
-    done = ChildDone(key=job.key, success=False, reason="the child did not start", failure="retriable")
+    done = ChildDone(
+        key=job.key, success=False, reason="it ended before it could say why", failure="retriable"
+    )
     code = 1
     try:
         life.start(forked)
@@ -112,15 +105,16 @@ def run_child(
     except LinkClosedError as e:
         _LOG.error("The supervisor is gone: %s", e)
         code = 3
-    except _Terminated:
+    except Terminated:
         # Whatever was running is over; SIGKILL would follow a second delay.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         done = life.fail("ended by SIGTERM", None)
-    except Exception as e:
+    except BaseException as e:
         done = life.fail(f"{type(e).__name__}: {e}", e)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         remove_repo(Path(job.local_repo))
+        leave_folder(job)
         life.finish(done)
     return code
 
@@ -191,7 +185,7 @@ class _Life:
         self._event("pipeline_end", pipeline=self.pipeline, success=True)
         return self._hand_over(success=True)
 
-    def fail(self, reason: str, error: Exception | None) -> ChildDone:
+    def fail(self, reason: str, error: BaseException | None) -> ChildDone:
         """Class a failure and hand over what there is if it is final."""
         if isinstance(error, PipelineFailedError):
             self.pipeline = error.pipeline
@@ -206,7 +200,8 @@ class _Life:
             failure=failure,
             pipeline=self.pipeline,
             # The supervisor would only feed the next attempt the same raws.
-            retry=not isinstance(error, _NoRawError | _MismatchError),
+            retry=not isinstance(error, _NoRawError | _MismatchError)
+            and not getattr(error, "repeatable", False),
         )
         if failure != "final" or self.butler is None:
             return done
@@ -222,7 +217,7 @@ class _Life:
         self.link.send(done)
         self.link.close()
 
-    def _class_of(self, error: Exception | None) -> FailureClass:
+    def _class_of(self, error: BaseException | None) -> FailureClass:
         """Class a failure from what is known to have changed (invariant 7)."""
         if isinstance(error, IgnorableVisitError):
             return "ignorable"
@@ -275,6 +270,7 @@ class _Life:
             {"instrument": self.key.instrument, "group": self.key.group, "detector": self.key.detector},
             started,
             self.inherited,
+            self.settings.child_memory,
         )
 
     def _take_raws(self, raws: RawTaker) -> None:
@@ -353,21 +349,3 @@ class _Life:
 
     def _event(self, name: Any, **detail: Any) -> None:
         self.link.send(PhaseEvent(key=self.key, name=name, time=time.time(), detail=detail))
-
-
-def _settle_process(log_file: Path) -> None:
-    """Make a process of its own of what the fork left."""
-    # If the nursery dies, nobody would reap or feed this child.
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-    os.dup2(descriptor, sys.stdout.fileno())
-    os.dup2(descriptor, sys.stderr.fileno())
-    os.close(descriptor)
-    faulthandler.enable()
-
-    def terminate(signum: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -9,19 +9,21 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from lsst.daf.butler import Butler, DatasetRef, DatasetType
-from lsst.pipe.base import Pipeline, PipelineTask, TaskFactory
+from lsst.pipe.base import InvalidQuantumError, Pipeline, PipelineTask, RepeatableQuantumError, TaskFactory
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutor, MPGraphExecutorError
 from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilderError
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ..errors import one_line
+from .containment import Terminated, contained
 from .inherited import Inherited
 from .read_through import ReadThroughButler
 
 _LOG = logging.getLogger(__name__)
 
 _NO_TIMEOUT = 2_592_000.0
+_EXITED_ON = (InvalidQuantumError, RepeatableQuantumError)
 
 
 class NoPipelineError(RuntimeError):
@@ -29,11 +31,18 @@ class NoPipelineError(RuntimeError):
 
 
 class PipelineFailedError(RuntimeError):
-    """Raised when a pipeline started and a task of it failed."""
+    """Raised when a pipeline started and a task of it failed, in whatever way."""
 
-    def __init__(self, pipeline: str, reason: str):
-        super().__init__(reason)
+    def __init__(self, pipeline: str, cause: BaseException):
+        # The executor wraps what it catches.
+        cause = (cause.__cause__ or cause) if isinstance(cause, MPGraphExecutorError) else cause
+        if isinstance(cause, SystemExit) and isinstance(cause.__context__, _EXITED_ON):
+            # So it ends the process when it runs a graph for a command.
+            cause = cause.__context__
+        super().__init__(_named(cause))
         self.pipeline = pipeline
+        self.repeatable = isinstance(cause, _EXITED_ON)
+        """Whether another try would fail in the same way."""
 
 
 class _AnnouncingFactory(TaskFactory):
@@ -60,6 +69,7 @@ def run_first_possible(
     provenance: Mapping[str, object],
     started: Callable[[str, str], None],
     inherited: Inherited,
+    memory: int | None = None,
 ) -> str:
     """Run the first pipeline for which a quantum graph can be built.
 
@@ -84,6 +94,8 @@ def run_first_possible(
         After it there is no fall-back to another pipeline.
     inherited : `ppd.workers.inherited.Inherited`
         What tasks get from memory.
+    memory : `int`, optional
+        Bytes that tasks may allocate.
 
     Returns
     -------
@@ -115,15 +127,17 @@ def run_first_possible(
         for refusal in refusals:
             _LOG.warning("Fell back: %s", refusal)
         try:
-            executor.run_pipeline(
-                graph,
-                graph_executor=_graph_executor(serving, functools.partial(started, path)),
-                provenance_dataset_ref=_provenance(scoped, provenance),
-            )
-        except MPGraphExecutorError as e:
-            raise PipelineFailedError(path, _named(e.__cause__ or e)) from e
-        except Exception as e:
-            raise PipelineFailedError(path, _named(e)) from e
+            with contained(memory):
+                executor.run_pipeline(
+                    graph,
+                    graph_executor=_graph_executor(serving, functools.partial(started, path)),
+                    provenance_dataset_ref=_provenance(scoped, provenance),
+                )
+        except Terminated:
+            raise
+        except BaseException as e:
+            # A task may raise what is meant to end a process: it ends the pipeline.
+            raise PipelineFailedError(path, e) from e
         _LOG.info("%d inputs came from memory.", serving.served)
         return path
     raise NoPipelineError("; ".join(refusals) or "no pipeline is configured")
@@ -149,4 +163,7 @@ def _provenance(butler: Butler, data_id: Mapping[str, object]) -> DatasetRef | N
 
 
 def _named(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        code = "" if error.code is None else repr(error.code)[:200]
+        return f"a task called sys.exit({code})"
     return f"{type(error).__name__}: {one_line(error, 500)}"

@@ -23,6 +23,8 @@ from ..messages import ChildHeartbeat, DetectorKey, MessageError, decode, encode
 
 _LOG = logging.getLogger(__name__)
 
+_MEMORY_RETRY_SECONDS = 0.1
+
 
 class LinkClosedError(RuntimeError):
     """Raised when the supervisor did not answer in time."""
@@ -47,6 +49,8 @@ class ChildLink:
         self._interval = interval
         self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._unsent: bytes | None = None
+        self._beat = 0.0
         self._closing = threading.Event()
         # Wakes the link thread as soon as there is something to send: a poll
         # with a short time-out would cost a waiting child processor time.
@@ -107,26 +111,35 @@ class ChildLink:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
-        beat = 0.0
         while True:
-            closing = self._closing.is_set()
-            while True:
-                try:
-                    self._socket.send(self._outbox.get_nowait())
-                except queue.Empty:
-                    break
-            if closing:
-                return
-            if time.monotonic() >= beat:
-                self._socket.send(encode(ChildHeartbeat(key=self._key, phase=self.phase)))
-                beat = time.monotonic() + self._interval
-            due = max(0.0, beat - time.monotonic())
-            ready = dict(poller.poll(int(due * 1000.0) + 1))
-            if self._wake in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake)
-            if self._socket in ready:
-                try:
-                    self._inbox.put(decode(self._socket.recv()))
-                except MessageError as e:
-                    _LOG.error("The supervisor sent something that is no message: %s", e)
+            try:
+                if self._turn(poller):
+                    return
+            except MemoryError:
+                # A task has it all; it will have to give some back, or be ended.
+                time.sleep(_MEMORY_RETRY_SECONDS)
+
+    def _turn(self, poller: zmq.Poller) -> bool:
+        """Send and receive once; whether it was the last time."""
+        closing = self._closing.is_set()
+        while self._unsent is not None or not self._outbox.empty():
+            # Kept until it is sent: there may be no memory to send it now.
+            self._unsent = self._unsent or self._outbox.get_nowait()
+            self._socket.send(self._unsent)
+            self._unsent = None
+        if closing:
+            return True
+        if time.monotonic() >= self._beat:
+            self._socket.send(encode(ChildHeartbeat(key=self._key, phase=self.phase)))
+            self._beat = time.monotonic() + self._interval
+        due = max(0.0, self._beat - time.monotonic())
+        ready = dict(poller.poll(int(due * 1000.0) + 1))
+        if self._wake in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+        if self._socket in ready:
+            try:
+                self._inbox.put(decode(self._socket.recv()))
+            except MessageError as e:
+                _LOG.error("The supervisor sent something that is no message: %s", e)
+        return False

@@ -55,6 +55,7 @@ _LOG = logging.getLogger(__name__)
 # What children need anyway; each import before the fork is one that no child
 # pays for.
 _PRELOAD = (
+    "_posixshmem",
     "astropy.io.fits",
     "astropy.io.misc.yaml",
     "astropy.wcs",
@@ -274,6 +275,9 @@ def _fork(
     wake: tuple[int, int],
 ) -> int:
     begin = time.time()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()  # or each child would say it again
     pid = os.fork()
     if pid:
         return pid
@@ -285,12 +289,17 @@ def _fork(
             os.close(descriptor)
         code = run_child(request.job, settings, pipelines, description, inherited, begin)
     except BaseException:
-        _LOG.exception("The child failed outside its own error handling.")
+        with contextlib.suppress(BaseException):
+            _LOG.exception("The child failed outside its own error handling.")
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # No exit handlers of the nursery's modules, no second reaping.
-        os._exit(code)
+        try:
+            # A task may have closed them, or the disk may be full.
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+        finally:
+            # No exit handlers of the nursery's modules, no second reaping.
+            os._exit(code)
 
 
 def _reap(pipe: _Pipe, children: dict[int, DetectorKey]) -> None:
@@ -304,8 +313,11 @@ def _reap(pipe: _Pipe, children: dict[int, DetectorKey]) -> None:
 
 def _signal_all(children: Mapping[int, DetectorKey], signum: int) -> None:
     for pid in children:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signum)
+        try:
+            os.killpg(pid, signum)
+        except ProcessLookupError:  # not settled yet, or just gone
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
 
 
 if __name__ == "__main__":

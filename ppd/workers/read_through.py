@@ -4,12 +4,14 @@ from __future__ import annotations
 
 __all__ = ["ReadThroughButler"]
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
-from lsst.daf.butler import Butler, DatasetRef, StorageClass
+from lsst.daf.butler import Butler, DatasetProvenance, DatasetRef, StorageClass
 from lsst.pipe.base.caching_limited_butler import CachingLimitedButler
 
+from .containment import leave_if_copied
 from .inherited import Inherited
 
 
@@ -32,6 +34,9 @@ class ReadThroughButler(CachingLimitedButler):
     def __init__(self, wrapped: Butler, inherited: Inherited):
         super().__init__(wrapped)
         self._inherited = inherited
+        self._pid = os.getpid()
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
         self.served = 0
         """How many datasets came from memory."""
 
@@ -53,6 +58,14 @@ class ReadThroughButler(CachingLimitedButler):
             parameters=parameters,
             storageClass=storageClass or ref.datasetType.storageClass,
         )
+
+    def put(self, obj: Any, ref: DatasetRef, /, *, provenance: DatasetProvenance | None = None) -> DatasetRef:
+        """Put a dataset; see `lsst.daf.butler.LimitedButler.put`."""
+        # A task's copy of this process would put it twice.
+        leave_if_copied(self._pid)
+        # Nor should the task's umask keep the exporter from reading it.
+        os.umask(self._umask)
+        return super().put(obj, ref, provenance=provenance)
 
     def stored_many(self, refs: Iterable[DatasetRef]) -> dict[DatasetRef, bool]:
         """Say whether datasets are stored; the inherited ones are."""
