@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "GROUP_PATTERN",
     "TAI_MINUS_UTC",
     "BareVisit",
     "CoordSys",
@@ -28,6 +29,9 @@ from .errors import InvalidVisitError, StaleVisitError
 TAI_MINUS_UTC = 37.0
 """TAI - UTC in seconds: constant since 2017-01-01 (IERS Bulletin C 52); no
 leap second is foreseen before their abolition."""
+
+GROUP_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:+=#@~-]{0,127}$"
+"""Regular expression of the groups that there can be."""
 
 _MAX_BYTES = 1 << 20
 # Unix seconds of the year 2286: times beyond are garbage that time libraries
@@ -70,7 +74,7 @@ _Time = Annotated[float, pydantic.Field(allow_inf_nan=False, ge=0, le=_MAX_TIME)
 _Integer = Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)]
 _Text = Annotated[str, pydantic.Field(max_length=256)]
 # Groups and instruments become parts of paths and queries.
-_Group = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:+=#@~-]{0,127}$")]
+_Group = Annotated[str, pydantic.Field(pattern=GROUP_PATTERN)]
 _Instrument = Annotated[str, pydantic.Field(pattern=r"^[\w-]{0,64}$")]
 _Label = Annotated[str, pydantic.Field(pattern=r"^[^\x00-\x1f\x7f'\"]{0,128}$")]
 

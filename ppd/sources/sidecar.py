@@ -5,11 +5,15 @@ from __future__ import annotations
 __all__ = ["RawIdentity", "read_header", "read_sidecar", "sidecar_path"]
 
 import json
+import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import astropy.io.fits
+
+from ..visit import GROUP_PATTERN
 
 # A sidecar holds a header: whatever is larger is none.
 _MAX_BYTES = 4 << 20
@@ -43,7 +47,9 @@ def read_sidecar(raw: Path) -> RawIdentity | None:
     """
     path = sidecar_path(raw)
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        status = path.stat()
+        # Whoever opens a pipe waits for its other end.
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
             return None
         cards = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -73,7 +79,8 @@ def read_header(raw: Path) -> RawIdentity | None:
 
 def _identify(cards: Mapping[str, Any]) -> RawIdentity | None:
     group = cards.get("GROUPID")
-    if not isinstance(group, str) or not group:
+    # What can be no visit's group may hold what nothing else can take.
+    if not isinstance(group, str) or not re.fullmatch(GROUP_PATTERN, group):
         return None
     # Counted from one; the first where it is not said.
     index = cards.get("CURINDEX")
