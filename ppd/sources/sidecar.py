@@ -7,12 +7,14 @@ __all__ = ["RawIdentity", "read_header", "read_sidecar", "sidecar_path"]
 import json
 import re
 import stat
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import astropy.io.fits
+from astropy.io.fits import VerifyError
 
+from ..fits_extent import NotFitsError, first_header
 from ..visit import GROUP_PATTERN
 
 # A sidecar holds a header: whatever is larger is none.
@@ -71,9 +73,8 @@ def read_header(raw: Path) -> RawIdentity | None:
         `None` if it can't be read or names no group.
     """
     try:
-        with astropy.io.fits.open(raw, memmap=False, lazy_load_hdus=True) as hdus:
-            return _identify(hdus[0].header)
-    except (OSError, ValueError, TypeError, LookupError, EOFError, astropy.io.fits.VerifyError):
+        return _identify(first_header(raw))
+    except (NotFitsError, OSError, ValueError, TypeError, LookupError, EOFError, zlib.error, VerifyError):
         return None
 
 
