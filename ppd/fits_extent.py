@@ -25,7 +25,7 @@ _BLOCK = 2880
 _MAX_HEADER = 1 << 20
 _MAX_HDUS = 1000
 # What may follow the last HDU, blank.
-_MAX_PADDING = 64 << 20
+_MAX_PADDING = 4 << 20
 _CHUNK = 1 << 20
 _ZIP_MAGIC = b"\x1f\x8b"
 # Deflate makes nothing smaller than this.
@@ -79,6 +79,12 @@ def check_extent(path: Path) -> astropy.io.fits.Header:
         if first is None:
             raise NotFitsError("not a FITS file: it has no header")
         _check_rest(stream, end)
+    try:
+        # Now that its size is known to be sane: formatters will open it so.
+        with astropy.io.fits.open(path, memmap=False) as hdus:
+            hdus[0].fileinfo()
+    except Exception as e:
+        raise NotFitsError(f"not a FITS file: {e}") from e
     return first
 
 
@@ -139,6 +145,10 @@ def _data_bytes(header: astropy.io.fits.Header) -> int:
     count, extra = _integer(header, "GCOUNT", 1), _integer(header, "PCOUNT", 0)
     if any(n < 0 for n in (*axes, count, extra)):
         raise NotFitsError("not a FITS file: a size is negative")
+    for name in ("BSCALE", "BZERO"):
+        factor = _value(header, name)
+        if factor is not None and (not isinstance(factor, int | float) or not math.isfinite(factor)):
+            raise NotFitsError(f"not a FITS file: {name} is {str(factor)[:40]!r}")
     if not axes:
         return 0
     if axes[0] == 0 and _value(header, "GROUPS") is True:

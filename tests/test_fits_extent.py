@@ -88,6 +88,7 @@ _LIES = [
     ("BITPIX", -(10**9)),
     ("GCOUNT", 10**9),
     ("PCOUNT", -1),
+    ("BZERO", "x"),
 ]
 
 

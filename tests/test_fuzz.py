@@ -22,7 +22,7 @@ import psutil
 import pytest
 import zmq
 from fuzzing import HeaderMutator, Mutator
-from observatory import ISR, Observatory, Ppd, identity, running, wait_for
+from observatory import ISR, Observatory, Ppd, error_of, identity, running, wait_for
 
 from ppd.errors import InvalidRawError
 from ppd.messages import (
@@ -52,7 +52,14 @@ _MAX_GROWTH = 48 << 20
 _WINDOW = 50
 _SURVEY = "fuzz"
 
-pytestmark = [pytest.mark.night, pytest.mark.timeout(3000 if _FULL else 400)]
+pytestmark = [
+    pytest.mark.night,
+    pytest.mark.timeout(3000 if _FULL else 400),
+    # Damaged files make readers warn; here it is known.
+    pytest.mark.filterwarnings(
+        "ignore::astropy.utils.exceptions.AstropyWarning", "ignore::DeprecationWarning"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -446,5 +453,6 @@ def test_headers_in_children(ppd: Ppd, mutated: list[tuple[str, bytes]]) -> None
     # When no more come, the main pipeline runs on those that were taken; whether it can, is its affair.
     wait_for(lambda: _is_over(ppd, group), 240.0, "the visit to end")
     print(ppd.states(group))
-    assert counted()["retried"] == 0
+    if ppd.states(group) != {"exported": 1}:
+        assert f"{group}/1#2: PipelineFailedError: " in error_of(ppd.status(), "failed")
     assert not child.is_running()
