@@ -7,13 +7,17 @@ ARGS ?=
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test bench lint clean venv
+.PHONY: demo test fuzz bench lint clean venv
 
 demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
 
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Ten times what `make test` sends of broken messages and headers.
+fuzz: venv
+	PPD_FUZZ=full $(BIN)/python -m pytest tests/test_fuzz.py -s $(ARGS)
 
 bench: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["ENVIRONMENT", "read_settings"]
 
+import contextlib
 import dataclasses
 import difflib
 import logging
@@ -105,11 +106,19 @@ def _find(node: yaml.Node, loc: _Loc, key: bool) -> yaml.Node:
 
 def _parse(text: str, place: Callable[[yaml.Mark], str]) -> tuple[yaml.Node | None, Any, list[str]]:
     """Parse YAML; duplicate keys are named, since YAML itself drops one."""
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as e:
+        # It looks at all characters at once, and knows no lines.
+        before = text[: e.position]
+        line = before.count("\n")
+        mark = yaml.Mark("", e.position, line, len(before) - before.rfind("\n") - 1, None, None)
+        raise _Unreadable(f"{place(mark)}: not YAML: character U+{e.character:04X} is not allowed") from e
     try:
         root = loader.get_single_node()
         value = None if root is None else loader.construct_document(root)
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError) as e:
+        # Its constructors raise what they run into: KeyError for "!!bool x".
         mark = getattr(e, "problem_mark", None)
         problem = getattr(e, "problem", None) or str(e) or type(e).__name__
         raise _Unreadable(f"{place(mark or yaml.Mark('', 0, 0, 0, None, None))}: not YAML: {problem}") from e
@@ -224,15 +233,27 @@ class _Expander:
         value = self._variables(value, source, at)
         if not isinstance(value, str) or not value or _SCHEME.match(value):
             return value
-        return str(source.base / Path(value).expanduser())
+        return self._absolute(value, source, at)
 
     def _uri(self, value: Any, source: _Source, at: _Loc) -> Any:
         value = self._variables(value, source, at)
         if not isinstance(value, str) or _SCHEME.match(value):
             return value
         # A bare word may be an alias in a repository index.
-        is_path = "/" in value or value.startswith((".", "~")) or (source.base / value).exists()
-        return str(source.base / Path(value).expanduser()) if is_path else value
+        is_path = bool(set("/\0") & set(value)) or value.startswith((".", "~"))
+        with contextlib.suppress(OSError):  # a name that is too long, for example
+            is_path = is_path or (source.base / value).exists()
+        return self._absolute(value, source, at) if is_path else value
+
+    def _absolute(self, value: str, source: _Source, at: _Loc) -> str:
+        if "\0" in value:
+            self.mistakes.append(f"{source.place(at)}: {value!r} is no path: it has a NUL character")
+            return value
+        try:
+            return str(source.base / Path(value).expanduser())
+        except RuntimeError:
+            self.mistakes.append(f"{source.place(at)}: there is no user {value.partition('/')[0]}")
+            return value
 
 
 def read_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -276,7 +297,9 @@ def read_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
             if text is not None:
                 mistakes.append(text)
     if mistakes or settings is None:
-        raise ConfigurationError("The configuration can't be used:\n" + "\n".join(mistakes))
+        # One a line, whatever the names in it are made of.
+        lines = [" ".join(mistake.splitlines()) for mistake in mistakes]
+        raise ConfigurationError("\n".join(["The configuration can't be used:", *lines]))
     unused = [name for name in _NOT_YET if environ.get(name)]
     if unused:
         _LOG.warning("Set in the environment, but ppd does not use them yet: %s.", ", ".join(unused))

@@ -45,13 +45,16 @@ def parse_size(value: object) -> object:
         raise ValueError("not a size: write bytes or, for example, 512 MiB or 4 GiB")
     number, prefix, binary = match.groups()
     factor = 1024 if binary else 1000
-    return int(float(number) * factor ** " KMGT".index(prefix.upper() or " "))
+    try:
+        return int(float(number) * factor ** " KMGT".index(prefix.upper() or " "))
+    except OverflowError:
+        raise ValueError("more bytes than there are") from None
 
 
 def _check_regex(value: str) -> str:
     try:
         re.compile(value)
-    except re.error as e:
+    except (re.error, OverflowError, RecursionError) as e:
         raise ValueError(f"not a regular expression: {e}") from e
     return value
 
@@ -77,10 +80,10 @@ def _split_levels(value: object) -> object:
     return levels
 
 
-_Bytes = Annotated[int, pydantic.BeforeValidator(parse_size), pydantic.Field(ge=0)]
+_Bytes = Annotated[int, pydantic.BeforeValidator(parse_size), pydantic.Field(ge=0, lt=2**63)]
 _Seconds = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 _Grace = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
-_Count = Annotated[int, pydantic.Field(ge=1)]
+_Count = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
 _Name = Annotated[str, pydantic.Field(min_length=1)]
 _Regex = Annotated[str, pydantic.AfterValidator(_check_regex)]
 _Level = Annotated[str, pydantic.BeforeValidator(_check_level)]
@@ -264,10 +267,10 @@ class Settings(_Frozen):
     slots: _Count = 32
     """How many children may live at once."""
 
-    running: Annotated[int, pydantic.Field(ge=1)] | None = None
+    running: _Count | None = None
     """How many children may execute pipelines at once; one per core when absent."""
 
-    retries: Annotated[int, pydantic.Field(ge=0)] = 1
+    retries: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 1
     """How often a detector-visit is tried again after a retriable failure."""
 
     child_memory: Annotated[_Bytes, pydantic.Field(ge=2**24)] | None = None

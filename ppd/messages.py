@@ -63,6 +63,10 @@ CHILD_VARIABLE = "PPD_CHILD"
 MARK_BYTES = 160
 """Room for its value."""
 
+# What is sent a signal is a process, and never all processes or a group (0, -1).
+_Pid = Annotated[int, Interval(gt=1, lt=2**31)]
+_Time = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+_MAX_FAULT = 1000
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")
 
 
@@ -84,6 +88,11 @@ class DetectorKey(_Message):
 
     def __str__(self) -> str:
         return f"{self.group}/{self.detector}#{self.attempt}"
+
+    @property
+    def line(self) -> bytes:
+        """ZeroMQ identity of this attempt's child: 255 bytes at most; the end tells attempts apart."""
+        return str(self).encode()[-200:]
 
     @property
     def file_name(self) -> str:
@@ -178,7 +187,7 @@ class NurseryReady(_Message):
     """The nursery has imported and built everything and can fork."""
 
     kind: Literal["nursery_ready"] = "nursery_ready"
-    pid: int
+    pid: _Pid
     seconds: float
     pipelines: tuple[PipelineSummary, ...]
 
@@ -202,7 +211,7 @@ class Forked(_Message):
 
     kind: Literal["forked"] = "forked"
     key: DetectorKey
-    pid: int
+    pid: _Pid
 
 
 class Exited(_Message):
@@ -211,7 +220,7 @@ class Exited(_Message):
     kind: Literal["exited"] = "exited"
     key: DetectorKey | None
     """`None`: whoever reaped it did not know whose it was."""
-    pid: int
+    pid: _Pid
     code: int
     """Exit code; negative: the signal that ended it."""
 
@@ -262,7 +271,7 @@ class ChildReady(_Message):
 
     kind: Literal["child_ready"] = "child_ready"
     key: DetectorKey
-    pid: int
+    pid: _Pid
     seconds: float
     """From the fork to here."""
     opened: float
@@ -296,7 +305,7 @@ class PhaseEvent(_Message):
         "spool_full",
         "handed_over",
     ]
-    time: float
+    time: _Time
     detail: dict[str, Any] = {}
 
 
@@ -470,4 +479,6 @@ def decode(data: bytes) -> Any:
     try:
         return _ADAPTER.validate_json(data)
     except pydantic.ValidationError as e:
-        raise MessageError(f"not a message of ppd: {e.errors(include_url=False)[:3]}") from e
+        # Without what was sent, which may be megabytes; a place in it may be as long.
+        faults = str(e.errors(include_url=False, include_input=False)[:3])
+        raise MessageError(f"not a message of ppd: {faults[:_MAX_FAULT]}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "GROUP_PATTERN",
     "TAI_MINUS_UTC",
     "BareVisit",
     "CoordSys",
@@ -28,6 +29,9 @@ from .errors import InvalidVisitError, StaleVisitError
 TAI_MINUS_UTC = 37.0
 """TAI - UTC in seconds: constant since 2017-01-01 (IERS Bulletin C 52); no
 leap second is foreseen before their abolition."""
+
+GROUP_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:+=#@~-]{0,127}$"
+"""Regular expression of the groups that there can be."""
 
 _MAX_BYTES = 1 << 20
 # Unix seconds of the year 2286: times beyond are garbage that time libraries
@@ -66,8 +70,11 @@ class Dome(enum.IntEnum):
 
 _Float = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 _Time = Annotated[float, pydantic.Field(allow_inf_nan=False, ge=0, le=_MAX_TIME)]
+# What else is in a message is only kept; each detector's job has a copy.
+_Integer = Annotated[int, pydantic.Field(ge=-(2**63), lt=2**63)]
+_Text = Annotated[str, pydantic.Field(max_length=256)]
 # Groups and instruments become parts of paths and queries.
-_Group = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:+=#@~-]{0,127}$")]
+_Group = Annotated[str, pydantic.Field(pattern=GROUP_PATTERN)]
 _Instrument = Annotated[str, pydantic.Field(pattern=r"^[\w-]{0,64}$")]
 _Label = Annotated[str, pydantic.Field(pattern=r"^[^\x00-\x1f\x7f'\"]{0,128}$")]
 
@@ -80,9 +87,9 @@ class BareVisit(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
-    salIndex: int
+    salIndex: _Integer
     """Script queue."""
-    scriptSalIndex: int
+    scriptSalIndex: _Integer
     """Script in the queue."""
     instrument: _Instrument
     """Short name; empty: not an observation."""
@@ -108,7 +115,7 @@ class BareVisit(pydantic.BaseModel):
     """Snaps to expect; 0: unknown."""
     survey: _Label
     """Survey name."""
-    totalCheckpoints: int
+    totalCheckpoints: _Integer
     """Checkpoints of the script."""
     private_sndStamp: _Time
     """Publication time, TAI Unix seconds."""
@@ -118,13 +125,13 @@ class BareVisit(pydantic.BaseModel):
     """When the message entered Kafka, TAI Unix seconds."""
     private_rcvStamp: _Time = 0.0
     """When it was received, TAI Unix seconds."""
-    private_identity: str = ""
+    private_identity: _Text = ""
     """Who published it."""
-    private_revCode: str = ""
+    private_revCode: _Text = ""
     """Revision of the message's schema."""
-    private_origin: int = 0
+    private_origin: _Integer = 0
     """Process that published it."""
-    private_seqNum: int = 0
+    private_seqNum: _Integer = 0
     """Number of the message."""
 
     @pydantic.field_validator("coordinateSystem", "rotationSystem", "dome", mode="before")

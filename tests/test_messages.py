@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import hypothesis.strategies as st
 import pydantic
@@ -52,7 +52,14 @@ def _values(annotation: Any) -> st.SearchStrategy[Any]:
 
 
 def _models(model: type[pydantic.BaseModel]) -> st.SearchStrategy[pydantic.BaseModel]:
-    fields = {name: _values(field.annotation) for name, field in model.model_fields.items() if name != "kind"}
+    fields = {
+        # Process IDs have bounds.
+        name: st.from_type(Annotated[int, *field.metadata])
+        if field.metadata and field.annotation is int
+        else _values(field.annotation)
+        for name, field in model.model_fields.items()
+        if name != "kind"
+    }
     return st.builds(model, **fields)
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 __all__ = ["RawIdentity", "read_header", "read_sidecar", "sidecar_path"]
 
 import json
+import re
+import stat
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import astropy.io.fits
+from astropy.io.fits import VerifyError
+
+from ..fits_extent import NotFitsError, first_header
+from ..visit import GROUP_PATTERN
 
 # A sidecar holds a header: whatever is larger is none.
 _MAX_BYTES = 4 << 20
@@ -43,7 +49,9 @@ def read_sidecar(raw: Path) -> RawIdentity | None:
     """
     path = sidecar_path(raw)
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        status = path.stat()
+        # Whoever opens a pipe waits for its other end.
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
             return None
         cards = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -65,15 +73,15 @@ def read_header(raw: Path) -> RawIdentity | None:
         `None` if it can't be read or names no group.
     """
     try:
-        with astropy.io.fits.open(raw, memmap=False, lazy_load_hdus=True) as hdus:
-            return _identify(hdus[0].header)
-    except (OSError, ValueError, TypeError, LookupError, EOFError, astropy.io.fits.VerifyError):
+        return _identify(first_header(raw))
+    except (NotFitsError, OSError, ValueError, TypeError, LookupError, EOFError, zlib.error, VerifyError):
         return None
 
 
 def _identify(cards: Mapping[str, Any]) -> RawIdentity | None:
     group = cards.get("GROUPID")
-    if not isinstance(group, str) or not group:
+    # What can be no visit's group may hold what nothing else can take.
+    if not isinstance(group, str) or not re.fullmatch(GROUP_PATTERN, group):
         return None
     # Counted from one; the first where it is not said.
     index = cards.get("CURINDEX")

@@ -113,12 +113,12 @@ def _prefetch(supervisor: Supervisor, pointings: tuple[Pointing, ...]) -> Contro
     filters = supervisor.central.filters
     for pointing in pointings:
         if pointing.physical_filter is not None and pointing.physical_filter not in filters:
-            return ControlReply(
-                ok=False,
-                code="malformed",
-                error=f"Unknown filter {pointing.physical_filter!r}; "
-                f"{supervisor.settings.instrument} has {', '.join(sorted(filters))}.",
+            reason = (
+                f"Unknown filter {pointing.physical_filter!r}; "
+                f"{supervisor.settings.instrument} has {', '.join(sorted(filters))}."
             )
+            supervisor.counters.error("requests_refused", "prefetch", reason)
+            return ControlReply(ok=False, code="malformed", error=reason)
     supervisor.central.request(Prefetch(pointings))
     return ControlReply(ok=True, result={"pointings": len(pointings)})
 

@@ -33,7 +33,9 @@ class Counters:
             What happened.
         """
         self._counts[name] += 1
-        self._errors.append({"time": time.time(), "kind": name, "what": what, "message": message[:1000]})
+        self._errors.append(
+            {"time": time.time(), "kind": name, "what": _plain(what), "message": _plain(message)}
+        )
 
     def __getitem__(self, name: str) -> int:
         return self._counts[name]
@@ -45,3 +47,8 @@ class Counters:
     def errors(self) -> list[dict[str, Any]]:
         """The last errors, oldest first."""
         return list(self._errors)
+
+
+def _plain(text: str) -> str:
+    """Cut a text to what people read, and make JSON of it possible: names of files may be no UTF-8."""
+    return text[:1000].encode("utf-8", "backslashreplace").decode()

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import os
+import resource
 import shutil
 import signal
 import time
@@ -81,6 +82,7 @@ class Supervisor:
     """
 
     def __init__(self, settings: Settings):
+        _allow_files()
         self.settings = settings
         self.started = time.time()
         self.counters = Counters()
@@ -306,10 +308,12 @@ class Supervisor:
             except zmq.Again:
                 return
             try:
-                message = decode(frames[-1] if frames else b"")
-                self.lifecycle.child_said(identity, message)
-            except (MessageError, AttributeError) as e:
+                self.lifecycle.child_said(identity, decode(frames[-1] if frames else b""))
+            except MessageError as e:
                 self.counters.error("child_messages_refused", repr(identity), str(e))
+            except Exception:
+                self.counters.add("internal_errors")
+                _LOG.exception("A message of %r could not be taken.", identity)
 
     def _take_nursery(self) -> None:
         for message in self.nursery.receive():
@@ -325,16 +329,20 @@ class Supervisor:
 
     def _take_inbox(self) -> None:
         for item in self.inbox.drain():
-            if isinstance(item, Candidate):
-                self.lifecycle.raw_seen(item)
-            elif isinstance(item, Resolved):
-                self.lifecycle.resolved(item)
-            elif isinstance(item, PrepareNursery):
-                self.nursery.prepare(item)
-            elif isinstance(item, Exported):
-                self.lifecycle.exported(item)
-            elif isinstance(item, Undeliverable):
-                self.lifecycle.undeliverable(item)
+            # One that fails takes none of the others with it.
+            self._guarded(lambda item=item: self._take(item))
+
+    def _take(self, item: Any) -> None:
+        if isinstance(item, Candidate):
+            self.lifecycle.raw_seen(item)
+        elif isinstance(item, Resolved):
+            self.lifecycle.resolved(item)
+        elif isinstance(item, PrepareNursery):
+            self.nursery.prepare(item)
+        elif isinstance(item, Exported):
+            self.lifecycle.exported(item)
+        elif isinstance(item, Undeliverable):
+            self.lifecycle.undeliverable(item)
 
     def _take_control(self) -> None:
         for _ in range(200):
@@ -358,10 +366,14 @@ class Supervisor:
 
     def _send_answers(self) -> None:
         """Send the answers: after the journal's commit, not before."""
-        for envelope, reply in self._answers:
-            with contextlib.suppress(zmq.ZMQError):
-                self.control.send_multipart([*envelope, encode(reply)], zmq.NOBLOCK)
-        self._answers = []
+        answers, self._answers = self._answers, []
+        for envelope, reply in answers:
+            try:
+                with contextlib.suppress(zmq.ZMQError):
+                    self.control.send_multipart([*envelope, encode(reply)], zmq.NOBLOCK)
+            except Exception:
+                self.counters.add("internal_errors")
+                _LOG.exception("An answer could not be sent.")
 
     def _send_child(self, identity: bytes, message: pydantic.BaseModel) -> None:
         with contextlib.suppress(zmq.ZMQError):
@@ -378,6 +390,14 @@ class Supervisor:
         if now > self._logs_checked + _LOG_CHECK_SECONDS:
             self._logs_checked = now
             prune_logs(self.settings.state_dir, self.settings.child_log_days)
+
+
+def _allow_files() -> None:
+    """Have as many open files as we may: ZeroMQ aborts the process that can't accept a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run(settings: Settings) -> int:

@@ -42,6 +42,8 @@ _STATE = (
     " WHERE instrument=? AND group_name=? AND detector=?"
 )
 _EVENT = "INSERT INTO event (t, instrument, group_name, detector, name, detail) VALUES (?, ?, ?, ?, ?, ?)"
+# What is wrong with the values, whatever the state of the disk.
+_UNTAKABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, ValueError, OverflowError)
 _BUSY_MS = 2000
 # What is held back while the disk is full; a night of 189 detectors and
 # 1,000 visits has about 2 million events.
@@ -133,7 +135,8 @@ class Journal:
                     for row in rows
                 ),
                 (_EVENT, (now, instrument, group, None, "accepted", json.dumps({"source": source}))),
-            ]
+            ],
+            all_or_nothing=True,
         )
 
     def state(
@@ -222,13 +225,19 @@ class Journal:
             )
             self._pending = kept[-_MAX_PENDING:]
 
-    def _write(self, notes: Iterable[tuple[str, tuple[Any, ...]]]) -> None:
+    def _write(self, notes: Iterable[tuple[str, tuple[Any, ...]]], all_or_nothing: bool = False) -> None:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             for statement, values in notes:
-                self._db.execute(statement, values)
+                try:
+                    self._db.execute(statement, values)
+                except _UNTAKABLE as e:
+                    if all_or_nothing:
+                        raise
+                    # No later try would take it, and all that follows would wait for it.
+                    _LOG.error("The journal does not take %.300a: %s", values, e)
             self._db.execute("COMMIT")
-        except sqlite3.Error as e:
+        except (sqlite3.Error, *_UNTAKABLE) as e:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
             raise JournalError(f"The journal can't be written: {e}.") from e

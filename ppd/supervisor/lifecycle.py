@@ -28,6 +28,7 @@ from ..messages import (
     Forked,
     ForkRequest,
     Job,
+    MessageError,
     PermitGrant,
     PermitRequest,
     PermitReturn,
@@ -49,6 +50,7 @@ from .table import LIVE, DetectorVisit, State, VisitEntry, VisitTable
 
 _LOG = logging.getLogger(__name__)
 
+_OF_CHILDREN = (ChildReady, ChildHeartbeat, PhaseEvent, PermitRequest, PermitReturn, ChildDone)
 # Messages for single detectors of one visit come one after the other; their
 # inputs are looked for together.
 _GATHER_SECONDS = 0.2
@@ -245,7 +247,17 @@ class Lifecycle:
                 d.exited_at, d.exit_code = time.monotonic(), code
 
     def child_said(self, identity: bytes, message: Any) -> None:
-        """Take a message of a child."""
+        """Take a message of a child.
+
+        Raises
+        ------
+        ppd.messages.MessageError
+            Raised if it is no child's, or not of the child that its key names.
+        """
+        if not isinstance(message, _OF_CHILDREN):
+            raise MessageError(f"{type(message).__name__} is nothing that a child says")
+        if identity != message.key.line:
+            raise MessageError(f"{type(message).__name__} of {message.key} from another's line")
         d = self.table.of_key(message.key)
         if d is None or d.state not in LIVE:
             return

@@ -20,6 +20,9 @@ from ..messages import CHILD_VARIABLE, MARK_BYTES, MessageError, NurserySetup, S
 _LOG = logging.getLogger(__name__)
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_CHUNK_BYTES = 1 << 20
+_MAX_CHUNKS = 16
+_MAX_LINE_BYTES = 64 << 20
 # What names the central repo or may open it: no child sees it (invariant 1).
 _CENTRAL_VARIABLES = (
     "CENTRAL_REPO",
@@ -117,11 +120,15 @@ class NurseryClient:
         """Return what the nursery has said."""
         if self._out < 0:
             return []
-        chunks = []
+        chunks: list[bytes] = []
         with contextlib.suppress(OSError):
-            while data := os.read(self._out, 1 << 20):
+            # What writes without end, as a library's loop of prints, is not read without end.
+            while len(chunks) < _MAX_CHUNKS and (data := os.read(self._out, _CHUNK_BYTES)):
                 chunks.append(data)
         *lines, self._buffer = (self._buffer + b"".join(chunks)).split(b"\n")
+        if len(self._buffer) > _MAX_LINE_BYTES:
+            _LOG.error("The nursery said %d bytes without a line break; they are dropped.", len(self._buffer))
+            self._buffer = b""
         messages = []
         for line in lines:
             try:

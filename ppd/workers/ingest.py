@@ -5,20 +5,18 @@ from __future__ import annotations
 __all__ = ["RawExposure", "ingest_raw", "load_translators", "read_raw"]
 
 import dataclasses
-import gzip
 import logging
 import math
-import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import astropy.io.fits
 import astropy.time
 import astropy.units as u
 from astro_metadata_translator import ObservationInfo
 from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset, Timespan
 
 from ..errors import InvalidRawError
+from ..fits_extent import NotFitsError, check_extent
 from ..instruments.description import InstrumentDescription
 
 _LOG = logging.getLogger(__name__)
@@ -97,15 +95,11 @@ def read_raw(path: Path, instrument: str, group: str, detector: int) -> RawExpos
     if size == 0:
         raise InvalidRawError(f"Raw {path} is empty.")
     try:
-        with astropy.io.fits.open(path, memmap=False) as hdus:
-            header = hdus[0].header.copy()
-            needed = 0
-            for hdu in hdus:
-                info = hdu.fileinfo()
-                needed = max(needed, info["datLoc"] + info["datSpan"])
+        header = check_extent(path)
+    except NotFitsError as e:
+        raise InvalidRawError(f"Raw {path} is {e}.") from None
     except Exception as e:
-        raise InvalidRawError(f"Raw {path} is not a FITS file: {e}.") from e
-    _check_whole(path, needed)
+        raise InvalidRawError(f"Raw {path} can't be read to its end: {e}.") from e
     try:
         obs = ObservationInfo(
             header,
@@ -138,23 +132,6 @@ def read_raw(path: Path, instrument: str, group: str, detector: int) -> RawExpos
             raise InvalidRawError(f"Raw {path} is of {what} {found!r}, its path says {expected!r}.")
     _check_values(raw)
     return raw
-
-
-def _check_whole(path: Path, needed: int) -> None:
-    """Compare a file's length with what its headers say."""
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if zipped else path.open("rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(min(size, needed))
-            rest = stream.read().strip(b"\0 ")
-    except Exception as e:
-        raise InvalidRawError(f"Raw {path} can't be read to its end: {e}.") from e
-    if size < needed:
-        raise InvalidRawError(f"Raw {path} is cut short: {size} of {needed} bytes.")
-    if rest:
-        raise InvalidRawError(f"Raw {path} is cut short within a header, after {needed} bytes.")
 
 
 def _check_values(raw: RawExposure) -> None:

@@ -62,8 +62,7 @@ class ChildLink:
         # With a limit, the link's thread would wait in `send` for a supervisor
         # that is gone.
         self._socket.setsockopt(zmq.SNDHWM, 0)
-        # An identity has 255 bytes at most; the end tells attempts apart.
-        self._socket.setsockopt(zmq.IDENTITY, str(key).encode()[-200:])
+        self._socket.setsockopt(zmq.IDENTITY, key.line)
         self._socket.connect(endpoint)
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
         self._thread.start()

@@ -1,0 +1,88 @@
+"""One turn of the supervisor's loop: what fails in it takes nothing else with it."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from ppd.messages import ControlReply, decode
+from ppd.sources.directory import Candidate
+from ppd.supervisor.counters import Counters
+from ppd.supervisor.daemon import Supervisor
+from ppd.supervisor.inbox import Inbox
+
+
+class _Lifecycle:
+    """Takes raws, but not every one."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def raw_seen(self, candidate: Candidate) -> None:
+        candidate.path.name.encode()
+        self.seen.append(candidate.path.name)
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Any]:
+    """A supervisor with nothing but an inbox, counters and a control socket."""
+    found: Any = Supervisor.__new__(Supervisor)
+    found.counters, found.inbox, found.lifecycle, found._answers = Counters(), Inbox(), _Lifecycle(), []
+    yield found
+    found.inbox.close()
+
+
+def test_one_item_that_fails(supervisor: Any) -> None:
+    names = ["a", "\udcff", "b", "\ud800", "c"]
+    for name in names:
+        supervisor.inbox.put(Candidate(Path(name), None, 0, 0, time.time()))
+    supervisor._guarded(supervisor._take_inbox)
+    assert supervisor.lifecycle.seen == ["a", "b", "c"]
+    assert supervisor.counters["internal_errors"] == 2
+
+
+def test_one_answer_that_cant_be_sent(supervisor: Any, tmp_path: Path) -> None:
+    """Those behind it are sent, and it is not tried again for ever."""
+    context = zmq.Context()
+    try:
+        supervisor.control = context.socket(zmq.ROUTER)
+        supervisor.control.bind(f"ipc://{tmp_path / 'c.ipc'}")
+        asking = context.socket(zmq.DEALER)
+        asking.connect(f"ipc://{tmp_path / 'c.ipc'}")
+        asking.send(b"?")
+        assert supervisor.control.poll(10_000)
+        *envelope, _ = supervisor.control.recv_multipart()
+        good = ControlReply(ok=True, result={"a": 1})
+        for reply in (ControlReply(ok=False, error="\ud800"), good):
+            supervisor._answers.append((envelope, reply))
+        supervisor._guarded(supervisor._send_answers)
+        assert asking.poll(10_000)
+        assert decode(asking.recv()) == good
+        assert supervisor._answers == []
+        assert supervisor.counters["internal_errors"] == 1
+    finally:
+        context.destroy(linger=0)
+
+
+def test_as_many_files_as_may_be() -> None:
+    """ZeroMQ aborts the process that can't accept a connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    code = (
+        "import resource\n"
+        "from ppd.supervisor.daemon import _allow_files\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (100, {hard}))\n"
+        "_allow_files()\n"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == [str(hard), str(hard)]
