@@ -7,7 +7,7 @@ from what was done to it, never from what ppd says of it.
 
 from __future__ import annotations
 
-__all__ = ["Bounds", "main", "soak"]
+__all__ = ["KEYS", "Bounds", "Night", "faults_of", "main", "soak"]
 
 import argparse
 import contextlib
@@ -26,6 +26,21 @@ from .soak_play import Play
 from .soak_site import Site
 from .soak_verdict import Verdict, judge
 
+KEYS = (
+    "visits",
+    "detector_visits",
+    "bad_raws",
+    "killed",
+    "succeeded",
+    "failed_expected",
+    "lost",
+    "duplicated",
+    "rss_growth_mb",
+    "fd_growth",
+    "left_behind",
+)
+"""The figures; what else there is, is in ``detail``."""
+
 _IMAGE_TIMEOUT = 6.0
 # Beside those of one visit: some wait for raws that never come, and two work.
 _MORE_SLOTS = 9
@@ -40,9 +55,16 @@ class Bounds:
     fds: int = 8
 
 
-def soak(
-    folder: Path, *, visits: int, detectors: int, seed: int, say: Callable[[str], None]
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Night:
+    """A night that was played, and its figures."""
+
+    site: Site
+    play: Play
+    figures: dict[str, Any]
+
+
+def soak(folder: Path, *, visits: int, detectors: int, seed: int, say: Callable[[str], None]) -> Night:
     """Play a night and judge it.
 
     Parameters
@@ -56,8 +78,8 @@ def soak(
 
     Returns
     -------
-    figures : `dict`
-        As they are written.
+    night : `Night`
+        Its ppd has ended; the folder still has all that it left.
     """
     with Site(folder, _IMAGE_TIMEOUT, detectors + _MORE_SLOTS) as site:
         play = Play(site, visits, detectors, seed, say)
@@ -65,45 +87,52 @@ def soak(
         code = site.stop()
         left = site.left_behind()
         verdict = judge(site, play.fates, play.executioner)
-    growth = play.usage.growth(visits)
-    dooms = [d for key in play.fates for d in play.executioner.of(key)]
     counts = play.status.get("counts", {})
     for name in ("internal_errors", "dead_letters", "child_messages_refused", "nursery_restarts"):
         if counts.get(name):
             play.faults.append(f"ppd counts {counts[name]} {name}")
     if code != 0:
         play.faults.append(f"ppd ended with exit code {code}")
+    growth = play.usage.growth(visits)
+    killed = [k for k in play.fates if any(d.outcome == "hit" for d in play.executioner.of(k))]
+    values = (
+        visits,
+        len(play.fates),
+        sum(f.plan.kind != "good" for f in play.fates.values()),
+        len(killed),
+        verdict.succeeded,
+        verdict.failed_expected,
+        len(verdict.lost),
+        len(verdict.duplicated),
+        growth.rss_mb,
+        growth.fds,
+        sum(left.values()) + len(verdict.orphans),
+    )
+    figures = {
+        **dict(zip(KEYS, values, strict=True)),
+        "detail": {"seed": seed, "left_behind": left, **_detail(play, verdict), "growth": growth.detail},
+    }
+    return Night(site, play, figures)
+
+
+def _detail(play: Play, verdict: Verdict) -> dict[str, Any]:
+    dooms = [d for key in play.fates for d in play.executioner.of(key)]
+    lists = {f.name: getattr(verdict, f.name) for f in dataclasses.fields(verdict)}
     return {
-        "visits": visits,
-        "detector_visits": len(play.fates),
-        "bad_raws": sum(f.plan.kind != "good" for f in play.fates.values()),
-        "killed": sum(any(d.outcome == "hit" for d in play.executioner.of(key)) for key in play.fates),
-        "succeeded": verdict.succeeded,
-        "failed_expected": verdict.failed_expected,
-        "lost": len(verdict.lost),
-        "duplicated": len(verdict.duplicated),
-        "rss_growth_mb": growth.rss_mb,
-        "fd_growth": growth.fds,
-        "left_behind": sum(left.values()) + len(verdict.orphans),
-        "detail": {
-            "seed": seed,
-            "seconds": round(play.busy_seconds, 1),
-            "signals": len([d for d in dooms if d.outcome == "hit"]),
-            "signals_too_late": len([d for d in dooms if d.outcome == "missed"]),
-            "replies": dict(play.replies),
-            "left_behind": left,
-            **{f.name: getattr(verdict, f.name)[:_SHOWN] for f in _lists(verdict)},
-            "faults": play.faults[:_SHOWN],
-            "outcomes": verdict.outcomes,
-            "reasons": verdict.reasons,
-            "growth": growth.detail,
-            "supervisor_uss_mb": play.usage.course("supervisor"),
-            "nursery_uss_mb": play.usage.course("nursery"),
-            "counts": counts,
-            "seconds_of_stages": {
-                s: round(play.executioner.usual(s), 3) for s in ("life", "preprocess", "main", "hand-over")
-            },
+        "seconds": round(play.busy_seconds, 1),
+        "signals": len([d for d in dooms if d.outcome == "hit"]),
+        "signals_too_late": len([d for d in dooms if d.outcome == "missed"]),
+        "replies": dict(play.replies),
+        **{name: value[:_SHOWN] for name, value in lists.items() if isinstance(value, list)},
+        "faults": play.faults[:_SHOWN],
+        "outcomes": verdict.outcomes,
+        "reasons": verdict.reasons,
+        "counts": play.status.get("counts", {}),
+        "stages_seconds": {
+            s: round(play.executioner.usual(s), 3) for s in ("life", "preprocess", "main", "hand-over")
         },
+        "supervisor_uss_mb": play.usage.course("supervisor"),
+        "nursery_uss_mb": play.usage.course("nursery"),
     }
 
 
@@ -151,7 +180,7 @@ def main() -> int:
             detectors=arguments.detectors,
             seed=arguments.seed,
             say=lambda line: print(line, flush=True),
-        )
+        ).figures
     arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
     for key, value in figures.items():
         if key != "detail":
@@ -161,10 +190,6 @@ def main() -> int:
         print(f"Wrong: {fault}")
     print(f"{arguments.out} has the figures.")
     return 1 if faults else 0
-
-
-def _lists(verdict: Verdict) -> list[dataclasses.Field]:
-    return [f for f in dataclasses.fields(verdict) if isinstance(getattr(verdict, f.name), list)]
 
 
 def _count(limit: int) -> Callable[[str], int]:
