@@ -157,6 +157,21 @@ def test_another_field(ppd: Ppd) -> None:
     assert (group, 3) in ppd.groups()
 
 
+def test_an_odd_card_does_not_harm_the_neighbours(ppd: Ppd) -> None:
+    """Whatever was exported first of an exposure, the outputs of its other detectors are not lost."""
+    group = "odd-day"
+    cards = identity(group)
+    other_day = ppd.observatory.plan.visits[0].exposure // 100_000 + 1
+    assert ppd.submit(groupId=group, detector=5).ok
+    ppd.drop(ppd.observatory.raw(5, **cards, DAYOBS=other_day), 5, group)
+    ppd.await_state(group, exported=1)
+    assert ppd.submit(groupId=group, detector=6).ok
+    ppd.drop(ppd.observatory.raw(6, **cards), 6, group)
+    ppd.await_state(group, exported=2)
+    assert ppd.counts().get("dead_letters", 0) == 0
+    assert [d for g, d in ppd.groups() if g == group] == [5, 6]
+
+
 def test_another_filter(ppd: Ppd) -> None:
     """Without its inputs it fails with both names, and is not tried again; with them it is processed."""
     assert ppd.submit(groupId="red-or-green", detector=2).ok
