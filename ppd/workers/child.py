@@ -298,7 +298,10 @@ class _Life:
     def _take_raw(self, message: RawArrived) -> str | None:
         assert self.butler is not None
         try:
-            raw = read_raw(Path(message.path), self.key.instrument, self.key.group, self.key.detector)
+            key = self.key
+            raw = read_raw(
+                Path(message.path), key.instrument, key.group, key.detector, exposure=message.exposure
+            )
         except InvalidRawError as e:
             _LOG.error("Raw refused: %s", e)
             self._event("raw_refused", path=message.path, snap=message.snap, reason=str(e)[:500])
