@@ -19,7 +19,7 @@ import numpy as np
 from ppd.demo.camera import INSTRUMENT
 from ppd.messages import DetectorKey
 
-Stage = Literal["life", "waiting", "preprocess", "main", "hand-over"]
+Stage = Literal["birth", "life", "waiting", "preprocess", "main", "hand-over"]
 
 # From which event of the journal on the instant is drawn.
 _ANCHORS: dict[Stage, str] = {
@@ -29,13 +29,15 @@ _ANCHORS: dict[Stage, str] = {
     "main": "main_start",
     "hand-over": "main_start",
 }
+# Of how many children that are born, one is killed at once.
+_INFANTS = 60
 # How long a stage takes until it has been seen how long, seconds.
 _GUESS: dict[Stage, float] = {
     "life": 3.0,
     "waiting": 1.5,
     "preprocess": 0.4,
     "main": 0.6,
-    "hand-over": 0.06,
+    "hand-over": 0.08,
 }
 _HAND_OVER_SECONDS = 30.0
 
@@ -83,6 +85,10 @@ class Executioner:
     ----------
     spool : `pathlib.Path`
         Where hand-overs are built.
+    nursery : `int`
+        Process ID of the nursery.
+    rng : `numpy.random.Generator`
+        Chance, for what depends on ppd's own pace.
 
     Notes
     -----
@@ -90,8 +96,12 @@ class Executioner:
     another process's by the time of the signal.
     """
 
-    def __init__(self, spool: Path):
+    def __init__(self, spool: Path, nursery: int, rng: np.random.Generator):
         self._spool = spool
+        self._rng = rng
+        self._children = Path(f"/proc/{nursery}/task/{nursery}/children")
+        self._born: set[int] = set()
+        self._infants: dict[int, Doom] = {}
         self._dooms: dict[tuple[str, int], list[Doom]] = {}
         self._armed: dict[tuple[str, int], Doom] = {}
         self._seconds: dict[Stage, deque[float]] = defaultdict(lambda: deque(maxlen=200))
@@ -106,9 +116,14 @@ class Executioner:
         """Return what was planned for a detector-visit."""
         return self._dooms.get(key, [])
 
+    @property
+    def hasty(self) -> bool:
+        """Whether a hand-over may begin that is to be caught while it lasts."""
+        return any(d.building is not None for d in self._armed.values())
+
     def holds_raw(self, key: tuple[str, int]) -> bool:
         """Whether a raw has to wait for the kill of a child that waits for it."""
-        return any(d.stage == "waiting" and d.outcome == "planned" for d in self.of(key))
+        return any(d.attempt == 1 and d.stage == "waiting" and d.outcome == "planned" for d in self.of(key))
 
     def saw(self, key: tuple[str, int], name: str, detail: dict[str, Any]) -> None:
         """Take an event of the journal: it may be the start of a stage."""
@@ -116,6 +131,10 @@ class Executioner:
         self._last[key] = name
         now = time.monotonic()
         self._learn((*key, attempt), name, now)
+        if name == "forked" and int(detail["pid"]) in self._infants:
+            infant = self._infants.pop(int(detail["pid"]))
+            infant.attempt = attempt
+            self._dooms.setdefault(key, []).append(infant)
         doom = next((d for d in self.of(key) if d.attempt == attempt and d.outcome == "planned"), None)
         if doom is None:
             return
@@ -139,12 +158,13 @@ class Executioner:
 
     def turn(self) -> None:
         """Send what is due."""
+        self._look_at_newborn()
         now = time.monotonic()
         for key, doom in list(self._armed.items()):
             if doom.building is not None and doom.due is None:
                 ready = doom.building.parent.parent / "ready" / doom.building.name
                 if doom.building.exists() or ready.exists():
-                    doom.due = now + doom.fraction * self.usual("hand-over")
+                    doom.due = now + doom.fraction * _GUESS["hand-over"]
             if doom.due is not None and now >= doom.due:
                 self._send(key, doom)
             elif not _lives(doom.pid) or (doom.give_up and now > doom.give_up):
@@ -152,6 +172,20 @@ class Executioner:
             if doom.outcome != "planned":
                 doom.close()
                 del self._armed[key]
+
+    def _look_at_newborn(self) -> None:
+        """Kill some children in their first milliseconds, before it is known whose they are."""
+        try:
+            there = {int(pid) for pid in self._children.read_text().split()}
+        except OSError:
+            return  # the nursery is gone, and the night with it
+        for pid in there - self._born:
+            if self._rng.random() < 1 / _INFANTS:
+                signum = signal.SIGTERM if self._rng.random() < 0.5 else signal.SIGKILL
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signum)
+                    self._infants[pid] = Doom(0, "birth", 0.0, signum, pid=pid, outcome="hit", after="birth")
+        self._born = there
 
     def over(self, key: tuple[str, int]) -> None:
         """Give up what can't happen any more, since the detector-visit has ended."""
@@ -180,8 +214,6 @@ class Executioner:
         if name in ends and ends[name][1] in times:
             stage, begin = ends[name]
             self._seconds[stage].append(now - times[begin])
-        if name == "handed_over" and "pipeline_end" in times:
-            self._seconds["hand-over"].append(2.0 * (now - times["pipeline_end"]))
         if name in ("exported", "failed"):
             self._times.pop(attempt, None)
 

@@ -128,9 +128,7 @@ def _detail(play: Play, verdict: Verdict) -> dict[str, Any]:
         "outcomes": verdict.outcomes,
         "reasons": verdict.reasons,
         "counts": play.status.get("counts", {}),
-        "stages_seconds": {
-            s: round(play.executioner.usual(s), 3) for s in ("life", "preprocess", "main", "hand-over")
-        },
+        "stages_seconds": {s: round(play.executioner.usual(s), 3) for s in ("life", "preprocess", "main")},
         "supervisor_uss_mb": play.usage.course("supervisor"),
         "nursery_uss_mb": play.usage.course("nursery"),
     }

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import astropy.io.fits
 import numpy as np
-from astropy.time import Time
+from astropy.time import Time, TimeDelta
 
 from ppd.demo.camera import INSTRUMENT, focal_plane
 from ppd.deployment import day_obs
@@ -26,8 +26,8 @@ When = Literal["normal", "second", "late", "over"]
 _FILTER = "demo-r"
 # Cards without which a raw can't be used.
 _NEEDED = ("EXPID", "GROUPID", "DETNUM", "FILTER", "DATE-BEG", "DATE-END", "RA", "DEC", "ROTSKY", "INSTRUME")
-# Cards whose value can't be off by a bit without the raw being refused, or failing.
-_FATAL = ("GROUPID", "DETNUM", "FILTER", "INSTRUME", "BITPIX", "NAXIS1", "NAXIS2")
+# Cards whose value can't be off by a bit without the raw being refused.
+_FATAL = ("GROUPID", "DETNUM", "FILTER", "INSTRUME", "BITPIX")
 _CARD = 80
 
 
@@ -131,7 +131,7 @@ class _Good:
             "DETNAME": focal_plane().outline(self.detector).name,
             "FILTER": _FILTER,
             "DATE-BEG": begin.isot,
-            "DATE-END": (begin + 30.0 / 86400.0).isot,
+            "DATE-END": (begin + TimeDelta(30.0, format="sec")).isot,
             "TIMESYS": "TAI",
             "EXPTIME": 30.0,
             "DARKTIME": 30.5,
@@ -208,14 +208,23 @@ BAD_KINDS: dict[str, _Maker] = {
     "bit-in-needed-card": _bad(lambda g: g.flip(str(g.rng.choice(_FATAL)))),
     "other-detector": _bad(lambda g: g.write(DETNUM=(g.detector + 1) % 9)),
     "other-group": _bad(lambda g: g.write(GROUPID=f"{g.visit.group}-other")),
+    # It would take another visit's place.
+    "other-exposure": _bad(lambda g: g.write(EXPID=g.visit.exposure + 1)),
     "unknown-filter": _bad(lambda g: g.write(FILTER="u_99")),
     "card-missing": _bad(lambda g: g.write(drop=str(g.rng.choice(_NEEDED)))),
     "rotated": _bad(lambda g: g.write(ROTSKY=_off(g, float(g.rng.uniform(3.0, 180.0))))),
     "astray": _bad(lambda g: g.write(DEC=g.visit.dec + float(g.rng.uniform(0.5, 5.0)))),
     # It is ingested as what it is, so no good one is waited for.
     "other-filter": lambda g: ("fail", [Delivery(g.write(FILTER="demo-g"), "normal")]),
+    # A few columns less can't be told from the header; a task fails on it.
+    "bit-in-size": lambda g: ("fail", [Delivery(g.flip(str(g.rng.choice(("NAXIS1", "NAXIS2")))), "normal")]),
     "bit-in-idle-card": lambda g: ("succeed", [Delivery(g.flip("OBJECT"), "normal")]),
     "bit-anywhere": lambda g: ("either", [Delivery(g.flip(None), "normal")]),
+    # It may be processed; the visit's other detectors may not suffer from it.
+    "other-day": lambda g: (
+        "either",
+        [Delivery(g.write(DAYOBS=g.visit.exposure // 100_000 + 1), "normal")],
+    ),
     "never": lambda g: ("fail", []),
     "twice": lambda g: (
         "succeed",

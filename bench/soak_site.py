@@ -132,15 +132,11 @@ class Site:
                 return
         raise RuntimeError(f"ppd does not start:\n{self.log.read_text()[-3000:]}")
 
-    def nursery(self) -> psutil.Process | None:
-        """Find the nursery: the supervisor's only child that has children, or the oldest."""
+    def nursery(self) -> psutil.Process:
+        """Find the nursery."""
         assert self.process is not None
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found = [
-                p for p in psutil.Process(self.process.pid).children() if "ppd.workers.nursery" in p.cmdline()
-            ]
-            return min(found, key=lambda p: p.create_time(), default=None)
-        return None
+        children = psutil.Process(self.process.pid).children()
+        return next(p for p in children if "ppd.workers.nursery" in p.cmdline())
 
     def stop(self) -> int | None:
         """End ppd as an operator does; return its exit code, `None` if it had to be killed."""

@@ -44,6 +44,8 @@ class Verdict:
     """Failed and had to succeed, or the other way round."""
     inconsistent: list[str] = dataclasses.field(default_factory=list)
     """Journal, central and APDB do not say the same."""
+    unsaid: list[str] = dataclasses.field(default_factory=list)
+    """Killed once too often after they were stored, and the reason does not say that the APDB has them."""
     orphans: list[str] = dataclasses.field(default_factory=list)
     """Files in central's folders that no dataset has, or of another size than they should."""
     outcomes: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
@@ -180,7 +182,8 @@ def _judge_one(
         if stores and not hits:
             verdict.inconsistent.append(f"{what}; nobody killed it, and the APDB has it")
         if stores and hits and "APDB" not in end.reason:
-            verdict.inconsistent.append(f"{what}; the APDB has it, and the reason does not say so")
+            kind = verdict.unsaid if len(hits) > 1 else verdict.inconsistent
+            kind.append(f"{what}; the APDB has it, and the reason does not say so")
         if "soak_summary" in central.types.get(key, set()) and not stores:
             verdict.inconsistent.append(f"{what}; central says that it was stored, the APDB has nothing")
 
