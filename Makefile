@@ -7,7 +7,7 @@ ARGS ?=
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test fuzz bench lint clean venv
+.PHONY: demo test fuzz bench soak-night lint clean venv
 
 demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
@@ -22,6 +22,9 @@ fuzz: venv
 bench: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	$(BIN)/python -m bench $(ARGS)
+
+soak-night: venv
+	$(BIN)/python -m bench.soak_night $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check ppd tests bench tools/report-picture

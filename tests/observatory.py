@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -205,8 +206,12 @@ class Ppd:
         """Announce a visit of the plan, fields changed."""
         return self.client.submit(self.observatory.message(number, **changes))
 
-    def drop(self, data: bytes, detector: int, group: str, exposure: int = 1, name: str = "raw.fits") -> Path:
-        """Let a raw land, by writing it elsewhere and renaming it."""
+    def drop(
+        self, data: bytes, detector: int, group: str, exposure: int | None = None, name: str = "raw.fits"
+    ) -> Path:
+        """Let a raw land, by writing it elsewhere and renaming it; its path has the header's exposure."""
+        if exposure is None:
+            exposure = _exposure_of(data)
         path = self.raws / "DemoCam" / str(detector) / group / "0" / str(exposure) / "demo-r" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{name}.tmp")
@@ -291,6 +296,13 @@ def write_sleepy(folder: Path, seconds: float) -> str:
 def sleepers(folder: Path) -> list[int]:
     """Process IDs of children that have begun to sleep."""
     return [int(p.name) for p in sorted((folder / "flags").iterdir(), key=lambda p: p.stat().st_mtime_ns)]
+
+
+def _exposure_of(data: bytes) -> int:
+    """Read a raw's exposure ID; of what is no raw, any will do."""
+    with contextlib.suppress(Exception), astropy.io.fits.open(io.BytesIO(data)) as hdus:
+        return int(hdus[0].header["EXPID"])
+    return 1
 
 
 def wait_for(condition: Callable[[], Any], timeout: float, what: str) -> Any:

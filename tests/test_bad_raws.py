@@ -28,6 +28,10 @@ _BAD = {
     "not-fits": (lambda o: b"\x89PNG\r\n" + bytes(range(256)) * 100, "not a FITS file"),
     "other-detector": (lambda o: o.raw(2, **identity("other-detector")), "is of detector 2"),
     "other-group": (lambda o: o.raw(1, **identity("somebody-else")), "is of group 'somebody-else'"),
+    "other-exposure": (
+        lambda o: o.raw(1, **identity("other-exposure", exposure=2_026_000_000_007)),
+        "is of exposure 2026000000007, its path says 2026000000008",
+    ),
     "strange-filter": (lambda o: o.raw(1, **identity("strange-filter"), FILTER="u_99"), "filter 'u_99'"),
     "beyond-the-pole": (lambda o: o.raw(1, **identity("beyond-the-pole"), DEC=99.0), "can't be translated"),
 }
@@ -39,7 +43,8 @@ def test_bad_then_good(ppd: Ppd, group: str) -> None:
     make, said = _BAD[group]
     assert ppd.submit(groupId=group, detector=1).ok
     before = ppd.counts().get("raws_refused", 0)
-    ppd.drop(make(ppd.observatory), 1, group)
+    exposure = 2_026_000_000_008 if group == "other-exposure" else None
+    ppd.drop(make(ppd.observatory), 1, group, exposure=exposure)
     wait_for(lambda: ppd.counts().get("raws_refused", 0) > before, 10.0, "the raw to be refused")
     error = error_of(ppd.status(), "raws_refused")
     assert f"{group}/1#1" in error
@@ -114,7 +119,8 @@ def test_slow_writing_in_place(ppd: Ppd) -> None:
     group = "slow"
     data = ppd.observatory.raw(2, **identity(group))
     assert ppd.submit(groupId=group, detector=2, duration=5.0).ok
-    path = ppd.raws / "DemoCam" / "2" / group / "0" / "1" / "demo-r" / "raw.fits"
+    exposure = identity(group)["EXPID"]
+    path = ppd.raws / "DemoCam" / "2" / group / "0" / str(exposure) / "demo-r" / "raw.fits"
     path.parent.mkdir(parents=True)
     before = ppd.counts().get("raws_refused", 0)
     with path.open("wb") as stream:
@@ -148,13 +154,28 @@ def test_another_field(ppd: Ppd) -> None:
     assert ppd.submit(groupId=group, detector=3).ok
     visit = ppd.observatory.plan.visits[0]
     off = identity(group, exposure=2_026_000_000_000 + 8001)
-    ppd.drop(ppd.observatory.raw(3, **off, DEC=visit.dec + 90.0 / 3600.0), 3, group, exposure=8001)
+    ppd.drop(ppd.observatory.raw(3, **off, DEC=visit.dec + 90.0 / 3600.0), 3, group)
     wait_for(lambda: "astray/3" in error_of(ppd.status(), "exposures_dropped"), 10.0, "it to be dropped")
     assert "points 90 arcsec from where was announced" in error_of(ppd.status(), "exposures_dropped")
     near = ppd.observatory.raw(3, **identity(group), DEC=visit.dec + 20.0 / 3600.0)
     ppd.drop(near, 3, group)
     ppd.await_state(group, exported=1)
     assert (group, 3) in ppd.groups()
+
+
+def test_an_odd_card_does_not_harm_the_neighbours(ppd: Ppd) -> None:
+    """Whatever was exported first of an exposure, the outputs of its other detectors are not lost."""
+    group = "odd-day"
+    cards = identity(group)
+    other_day = ppd.observatory.plan.visits[0].exposure // 100_000 + 1
+    assert ppd.submit(groupId=group, detector=5).ok
+    ppd.drop(ppd.observatory.raw(5, **cards, DAYOBS=other_day), 5, group)
+    ppd.await_state(group, exported=1)
+    assert ppd.submit(groupId=group, detector=6).ok
+    ppd.drop(ppd.observatory.raw(6, **cards), 6, group)
+    ppd.await_state(group, exported=2)
+    assert ppd.counts().get("dead_letters", 0) == 0
+    assert [d for g, d in ppd.groups() if g == group] == [5, 6]
 
 
 def test_another_filter(ppd: Ppd) -> None:

@@ -76,6 +76,32 @@ def test_nursery_killed(observatory: Observatory, tmp_path: Path) -> None:
         assert ppd.groups() == [("orphan", 2)]
 
 
+def test_newborn_children_get_sigterm(observatory: Observatory, tmp_path: Path) -> None:
+    """A signal to a child that has only just been forked does not reach the nursery."""
+    with _sleepy(observatory, tmp_path, 0.1, retries=3) as ppd:
+        nursery = next(
+            p for p in psutil.Process(ppd.status()["pid"]).children() if "ppd.workers.nursery" in p.cmdline()
+        )
+        children = Path(f"/proc/{nursery.pid}/task/{nursery.pid}/children")
+        assert ppd.submit(groupId="newborn").ok
+        seen: set[str] = set()
+        deadline = time.monotonic() + 60.0
+        # As soon as they are there: nine detectors, each tried four times.
+        while ppd.counts().get("failed", 0) < 9 and time.monotonic() < deadline:
+            until = time.monotonic() + 0.5
+            while time.monotonic() < until and nursery.is_running():
+                for pid in set(children.read_text().split()) - seen:
+                    seen.add(pid)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGTERM)
+        assert len(seen) >= 36
+        assert nursery.is_running()
+        assert ppd.counts().get("nursery_restarts", 0) == 0
+        assert "SIGTERM while starting" in error_of(ppd.status(), "failed")
+        ppd.good_visit("afterwards", 3)
+        ppd.await_state("afterwards", exported=1)
+
+
 def test_supervisor_killed(observatory: Observatory, tmp_path: Path) -> None:
     """Children and nursery end by themselves; the next supervisor finishes what was accepted."""
     with _sleepy(observatory, tmp_path, 60.0) as ppd:

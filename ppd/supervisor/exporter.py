@@ -197,9 +197,16 @@ class Exporter:
             for element, rows in records.items():
                 butler.registry.insertDimensionData(element, *rows.values(), skip_existing=True)
         # Expanded data IDs give the datastore what its file names are made of.
+        # What an exposure implies (its day, filter and group) is central's
+        # word: one detector's odd header must not cost the others' outputs.
         with butler.registry.caching_context():
             for dataset in datasets:
-                dataset.refs = [r.expanded(butler.registry.expandDataId(r.dataId)) for r in dataset.refs]
+                dataset.refs = [
+                    r.expanded(
+                        butler.registry.expandDataId(r.dataId.required, dimensions=r.dataId.dimensions)
+                    )
+                    for r in dataset.refs
+                ]
         self._remove_orphans(datasets)
         butler.ingest(*datasets, transfer=self._transfer(datasets), skip_existing=True)
 

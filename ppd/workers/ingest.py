@@ -65,7 +65,9 @@ class RawExposure:
         )
 
 
-def read_raw(path: Path, instrument: str, group: str, detector: int) -> RawExposure:
+def read_raw(
+    path: Path, instrument: str, group: str, detector: int, exposure: int | None = None
+) -> RawExposure:
     """Read a raw's header and check that it is what its path said.
 
     Parameters
@@ -76,6 +78,8 @@ def read_raw(path: Path, instrument: str, group: str, detector: int) -> RawExpos
         Instrument and group that it should be of.
     detector : `int`
         Detector that it should be of.
+    exposure : `int`, optional
+        Exposure that it should be of; `None`: only the header tells.
 
     Returns
     -------
@@ -124,11 +128,14 @@ def read_raw(path: Path, instrument: str, group: str, detector: int) -> RawExpos
             cause = cause.__cause__
         raise InvalidRawError(f"Raw {path}: its header can't be translated: {cause} ({e}).") from e
     raw = RawExposure(path, obs)
-    says = (obs.instrument, obs.exposure_group, raw.detector)
-    for what, expected, found in zip(
-        ("instrument", "group", "detector"), (instrument, group, detector), says, strict=True
+    # An exposure ID that is another's would take that exposure's place in central.
+    for what, expected, found in (
+        ("instrument", instrument, obs.instrument),
+        ("group", group, obs.exposure_group),
+        ("detector", detector, raw.detector),
+        ("exposure", exposure, raw.exposure),
     ):
-        if expected != found:
+        if expected is not None and expected != found:
             raise InvalidRawError(f"Raw {path} is of {what} {found!r}, its path says {expected!r}.")
     _check_values(raw)
     return raw

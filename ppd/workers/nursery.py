@@ -49,6 +49,7 @@ from ..pipelines import all_pipelines, load_pipeline, summarize
 from .child import run_child
 from .ingest import load_translators
 from .inherited import Inherited
+from .parting import fork_apart
 
 _LOG = logging.getLogger(__name__)
 
@@ -278,13 +279,11 @@ def _fork(
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()  # or each child would say it again
-    pid = os.fork()
+    pid = fork_apart()
     if pid:
         return pid
     code = 70
     try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor in (pipe.read_fd, pipe._write_fd, *wake):
             os.close(descriptor)
         code = run_child(request.job, settings, pipelines, description, inherited, begin)

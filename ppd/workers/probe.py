@@ -18,6 +18,7 @@ from lsst.daf.butler import Butler, DatasetRef
 
 from ..messages import PrepareNursery
 from .local_repo import clone_repo, remove_repo
+from .parting import fork_apart
 from .quick_open import Template
 
 _SECONDS = 60.0
@@ -49,10 +50,9 @@ class Probe:
         self._deadline = time.monotonic() + _SECONDS
         self._data = b""
         self._read, write = os.pipe()
-        self._pid = os.fork()
+        self._pid = fork_apart()
         if not self._pid:
             try:
-                signal.set_wakeup_fd(-1)
                 os.close(self._read)
                 for name, fault in _try_all(butler, folder, self._other, request, refs):
                     os.write(write, json.dumps([name, fault]).encode() + b"\n")

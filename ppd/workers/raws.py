@@ -116,7 +116,8 @@ class RawTaker:
             return _repeated(message, message.exposure), message.exposure
         try:
             path = fetch_raw(message, self._folder)
-            raw = read_raw(path, self._key.instrument, self._key.group, self._key.detector)
+            key = self._key
+            raw = read_raw(path, key.instrument, key.group, key.detector, exposure=message.exposure)
         except FetchError as e:
             return Taken("raw_not_fetched", str(e)), None
         except InvalidRawError as e:
