@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["RawIdentity", "read_header", "read_sidecar", "sidecar_path"]
+__all__ = ["RawIdentity", "parse_header", "parse_sidecar", "read_header", "read_sidecar", "sidecar_path"]
 
+import io
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +70,47 @@ def read_header(raw: Path) -> RawIdentity | None:
         with astropy.io.fits.open(raw, memmap=False, lazy_load_hdus=True) as hdus:
             return _identify(hdus[0].header)
     except (OSError, ValueError, TypeError, LookupError, EOFError, astropy.io.fits.VerifyError):
+        return None
+
+
+def parse_sidecar(data: bytes) -> RawIdentity | None:
+    """Read what is in a sidecar.
+
+    Parameters
+    ----------
+    data : `bytes`
+        All of it.
+
+    Returns
+    -------
+    identity : `RawIdentity` or `None`
+        `None` if it is not complete or names no group.
+    """
+    try:
+        cards = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return _identify(cards) if isinstance(cards, dict) else None
+
+
+def parse_header(data: bytes) -> RawIdentity | None:
+    """Read the header in the first bytes of a raw.
+
+    Parameters
+    ----------
+    data : `bytes`
+        The beginning of the file, gzipped or not.
+
+    Returns
+    -------
+    identity : `RawIdentity` or `None`
+        `None` if the header is not whole, can't be read or names no group.
+    """
+    try:
+        if data.startswith(b"\x1f\x8b"):
+            data = zlib.decompressobj(31).decompress(data, _MAX_BYTES)
+        return _identify(astropy.io.fits.Header.fromfile(io.BytesIO(data), endcard=True))
+    except (OSError, ValueError, TypeError, LookupError, EOFError, zlib.error, astropy.io.fits.VerifyError):
         return None
 
 
