@@ -5,7 +5,7 @@ Imported only where a bucket is configured: botocore takes a third of a second.
 
 from __future__ import annotations
 
-__all__ = ["FaultKind", "S3Fault", "explain", "make_client", "split_uri", "warm"]
+__all__ = ["FaultKind", "S3Fault", "explain", "make_client", "public_endpoint", "split_uri", "warm"]
 
 import re
 from typing import Any, Literal, NamedTuple
@@ -144,6 +144,11 @@ def _make_client(endpoint: str | None, connect: float, read: float, connections:
     # Ceph's tenants have a colon in the names of their buckets.
     client.meta.events.unregister("before-parameter-build.s3", validate_bucket_name)
     return client
+
+
+def public_endpoint(endpoint: str | None) -> str:
+    """Return the URL of a service without what is secret in it, for people."""
+    return _PASSWORD.sub("//", endpoint) if endpoint else "AWS"
 
 
 def split_uri(uri: str) -> tuple[str, str]:

@@ -52,7 +52,7 @@ _DAY_MARGIN = 1800.0
 _PATIENCE = 1 / 40
 # With a presence service, listing is for what it has missed.
 _SAFEGUARD_SECONDS = 30.0
-_RENEW_SECONDS = 10.0
+_RENEW_SECONDS = 5.0
 _CONNECT_SECONDS = 3.0
 _READ_SECONDS = 10.0
 _SOME_ONLY = ("absent", "changed", "denied", "other")

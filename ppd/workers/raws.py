@@ -115,7 +115,7 @@ class RawTaker:
             # Not worth the fetching.
             return _repeated(message, message.exposure), message.exposure
         try:
-            path = fetch_raw(message, self._folder)
+            path = fetch_raw(message, self._folder, self._settings.s3_endpoint)
             raw = read_raw(path, self._key.instrument, self._key.group, self._key.detector)
         except FetchError as e:
             return Taken("raw_not_fetched", str(e)), None
