@@ -19,7 +19,7 @@ _FIRST_DELAY = 0.25
 # A trouble is over when there was none for so long after the first success:
 # a server that is too busy lets some requests through.
 _CALM_SECONDS = 2.0
-_STOP_SECONDS = 5.0
+_STOP_SECONDS = 2.0
 
 
 class Trouble(NamedTuple):
@@ -82,13 +82,19 @@ class Poller:
         self._explain = explain
         self._troubled = troubled
         self._slots: dict[Look, _Slot] = {}
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        # One idle thread watches the clock, the others wait until it has found
+        # something to do: all of them would wake for each look.
+        self._clock = threading.Condition(lock)
+        self._idle = threading.Condition(lock)
+        self._watched = False
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._run, name=f"raw-poll-{i}", daemon=True) for i in range(workers)
         ]
         # What is wrong with all, and since when it is not any more.
         self._trouble: str | None = None
+        self._told: set[str] = set()
         self._since = 0.0
         self._failures = 0
         self._resume_at = -math.inf
@@ -114,9 +120,10 @@ class Poller:
 
     def stop(self) -> None:
         """End the threads; bounded."""
-        with self._changed:
+        with self._clock:
             self._stopping = True
-            self._changed.notify_all()
+            self._clock.notify_all()
+            self._idle.notify_all()
         deadline = time.monotonic() + _STOP_SECONDS
         for thread in self._threads:
             if thread.is_alive():
@@ -124,42 +131,30 @@ class Poller:
 
     def add(self, look: Look, delay: float = 0.0) -> None:
         """Look at something from now on."""
-        with self._changed:
+        with self._clock:
             if look not in self._slots:
                 self._slots[look] = _Slot(time.monotonic() + delay)
-                self._changed.notify()
+                self._clock.notify()
 
     def remove(self, look: Look) -> None:
         """Look at it no more."""
-        with self._changed:
+        with self._clock:
             self._slots.pop(look, None)
             self._tell_of_some()
 
     def hurry(self, looks: Iterable[Look] | None = None) -> None:
         """Look at some, or all, of it now."""
-        with self._changed:
+        with self._clock:
             for look in list(self._slots) if looks is None else looks:
                 slot = self._slots.get(look)
                 if slot is not None and not slot.failures:
                     slot.due = min(slot.due, time.monotonic())
                     slot.hurried = slot.busy
-            self._changed.notify_all()
+            self._clock.notify()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                found = self._next()
-                while found is None:
-                    if self._stopping:
-                        return
-                    self._changed.wait(self._pause())
-                    self._tell_of_calm()
-                    found = self._next()
-                if self._stopping:
-                    return
-                look, slot = found
-                slot.busy = True
-                self._probing = self.in_vain
+        while (found := self._await()) is not None:
+            look, slot = found
             error: Exception | None = None
             try:
                 look.look()
@@ -172,6 +167,25 @@ class Poller:
             except Exception:
                 _LOG.exception("%s: a defect; the thread goes on.", self._name)
                 slot.busy = False
+
+    def _await(self) -> tuple[Look, _Slot] | None:
+        """Wait for something to be due; `None`: it is over."""
+        with self._clock:
+            while not self._stopping:
+                found = self._next()
+                if found is not None:
+                    found[1].busy = True
+                    self._probing = self.in_vain
+                    self._idle.notify()
+                    return found
+                if self._watched:
+                    self._idle.wait()
+                    continue
+                self._watched = True
+                self._clock.wait(self._pause())
+                self._watched = False
+                self._tell_of_calm()
+        return None
 
     def _next(self) -> tuple[Look, _Slot] | None:
         now = time.monotonic()
@@ -199,7 +213,7 @@ class Poller:
                 if slot.trouble is None:
                     _LOG.error("%s: a defect; it goes on.", self._name, exc_info=error)
         interval = look.interval()
-        with self._changed:
+        with self._clock:
             now = time.monotonic()
             slot.busy = False
             if self._probing:
@@ -223,7 +237,7 @@ class Poller:
             if trouble is not None or self._of_some is not None:
                 self._tell_of_some()
             self._tell_of_calm()
-            self._changed.notify()
+            self._clock.notify()
         return begins
 
     def _delay(self, failures: int) -> float:
@@ -233,9 +247,10 @@ class Poller:
         if self._trouble is None:
             self._since = now
             self._failures = 0
+            self._told.clear()
+        if _kind(text) not in self._told:
+            self._told.add(_kind(text))
             _LOG.error("%s: %s. It is tried again.", self._name, text)
-        elif _kind(text) != _kind(self._trouble):
-            _LOG.error("%s: now %s. It is tried again.", self._name, text)
         if now >= self._resume_at:  # not what was on its way already
             self._failures += 1
             self._resume_at = now + self._delay(self._failures)

@@ -59,7 +59,7 @@ class PresenceService:
             Raised if that can't be had within a second.
         """
         path = "/".join(
-            urllib.parse.quote(str(part), safe="") for part in (instrument, group, snap, detector)
+            urllib.parse.quote(str(part), safe=":") for part in (instrument, group, snap, detector)
         )
         try:
             answer = json.loads(self._get(f"{self.url}/{path}"))

@@ -16,10 +16,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
 
 from ..deployment import day_obs
 from ..s3 import explain, make_client
-from .keys import LsstKey, RawKey
+from .keys import LsstKey, RawKey, parse_lsst_path, parse_raw_path
 from .polling import Look, Poller, Trouble
 from .presence import PresenceError, PresenceService
 from .raws import Candidate, SourceStatus, Wanted
@@ -53,6 +54,8 @@ _PATIENCE = 1 / 40
 # With a presence service, listing is for what it has missed.
 _SAFEGUARD_SECONDS = 30.0
 _RENEW_SECONDS = 5.0
+# Looks per second for all detectors that have to be looked for one by one.
+_RATE = 100.0
 _CONNECT_SECONDS = 3.0
 _READ_SECONDS = 10.0
 _SOME_ONLY = ("absent", "changed", "denied", "other")
@@ -124,6 +127,7 @@ class S3Source:
         self._asked: dict[tuple[str, int], _Asked] = {}
         self._days: dict[str, DayLook] = {}
         self._folders: dict[str, FolderLook] = {}
+        self._hurried: tuple[str, float] | None = None
         self._told: set[str] = set()
         client = functools.partial(
             make_client, endpoint, connect=_CONNECT_SECONDS, read=_READ_SECONDS, connections=workers
@@ -164,10 +168,11 @@ class S3Source:
             asked = self._asked[wanted.where] = _Asked(wanted)
             names = _BY_DAY.get(wanted.instrument)
             if names is None:
-                look = DetectorLook(self._bucket, self._prefix, wanted, self._found, self._pace)
+                look = DetectorLook(self._bucket, self._prefix, wanted, self._found, self._detector_pace)
                 asked.looks.append(look)
                 self._lister.add(look)
-            else:
+            elif self._hurried != (wanted.group, wanted.begin):
+                self._hurried = wanted.group, wanted.begin  # for all its detectors
                 self._expect_by_day(wanted, names)
             if self._questions is not None and self._presence is not None:
                 question = QuestionLook(
@@ -236,6 +241,10 @@ class S3Source:
 
     def _present(self, wanted: Wanted, snap: int, name: str) -> None:
         key = RawKey(wanted.instrument, wanted.group, wanted.detector, snap)
+        path = PurePosixPath(name)
+        says = parse_raw_path(path) or parse_lsst_path(path)
+        if says is not None:
+            key = dataclasses.replace(key, exposure=says.exposure, physical_filter=says.physical_filter)
         with self._lock:
             asked = self._asked.get(wanted.where)
             if asked is None or any(isinstance(x, HeadLook) and x.name == name for x in asked.looks):
@@ -307,17 +316,22 @@ class S3Source:
             return max(least, min(most, wanted.begin - now))
         return max(least, min(most, (now - wanted.begin) * _PATIENCE))
 
-    def _pace(self, wanted: Wanted) -> float | None:
-        """Seconds until the next listing."""
+    def _interval_of_many(self, wanted: Wanted) -> float | None:
         interval = self._interval(wanted)
+        return None if interval is None else max(interval, len(self._asked) / _RATE)
+
+    def _detector_pace(self, wanted: Wanted) -> float | None:
+        return self._seldom(self._interval_of_many(wanted))
+
+    def _seldom(self, interval: float | None) -> float | None:
+        """Lengthen the time to the next listing while the presence service does its work."""
         if interval is not None and self._questions is not None and self._questions.trouble is None:
             return max(interval, _SAFEGUARD_SECONDS)
         return interval
 
     def _question_pace(self, wanted: Wanted) -> float | None:
-        interval = self._interval(wanted)
         asked = self._asked.get(wanted.where)
-        return None if asked is None or asked.complete else interval
+        return None if asked is None or asked.complete else self._interval_of_many(wanted)
 
     def _group_pace(self, group: str | None) -> float | None:
         with self._lock:
@@ -330,8 +344,8 @@ class S3Source:
             )
 
     def _least(self, wanted: list[Wanted]) -> float | None:
-        found = min((p for w in wanted if (p := self._pace(w)) is not None), default=math.inf)
-        return None if found == math.inf else found
+        found = min((p for w in wanted if (p := self._interval(w)) is not None), default=math.inf)
+        return self._seldom(None if found == math.inf else found)
 
     def _explain(self, error: Exception) -> Trouble | None:
         fault = explain(error)

@@ -61,7 +61,10 @@ def fetch_raw(raw: RawArrived, folder: Path, endpoint: str | None = None) -> Pat
         _fetch_s3(raw, target, endpoint, begin + _SECONDS)
     except OSError as e:
         raise FetchError(f"Raw {raw.uri} can't be written to {target}: {e.strerror or e}.") from e
-    _LOG.info("Fetched %s, %d bytes, in %.2f s.", raw.uri, raw.size, time.monotonic() - begin)
+    except ValueError as e:  # of the URI or the endpoint
+        raise FetchError(f"Raw {raw.uri} can't be fetched: {one_line(e)}.") from e
+    seconds = time.monotonic() - begin
+    _LOG.info("Fetched %s, %d bytes, in %.2f s.", raw.uri, target.stat().st_size, seconds)
     return target
 
 

@@ -82,6 +82,7 @@ class Download:
         self._service = endpoint
         self._client: Any = None
         self._file = self._part.open("wb")
+        self._size = raw.size
         self._got = 0
         # What the object's own checksums say, and what came so far.
         self._sums: dict[str, tuple[bytes, _Digest]] | None = None
@@ -129,7 +130,7 @@ class Download:
             elif fault.kind == "changed":
                 text = f"the object is another one by now ({text})"
             elif self._got:
-                text += f" after {self._got} of {self._raw.size} bytes"
+                text += f" after {self._got} of {self._size} bytes"
             raise DownloadError(text, fault.kind in _HOPELESS) from e
         self._check()
         self._file.close()
@@ -150,13 +151,13 @@ class Download:
             # The stream below gives what has come; the one above waits until
             # it has all that was asked for, however slowly it comes.
             stream = body._raw_stream
-            while self._got < self._raw.size:
+            while self._size is None or self._got < self._size:
                 piece = stream.read1(_PIECE)
                 if not piece:
                     break
                 self._take(piece)
                 if time.monotonic() > deadline:
-                    raise DownloadError(f"too slow: only {self._got} of {self._raw.size} bytes in time")
+                    raise DownloadError(f"too slow: only {self._got} of {self._size} bytes in time")
 
     def _begin(self, answer: Mapping[str, Any]) -> None:
         """Compare an answer's head with what was announced, and see where it begins."""
@@ -164,12 +165,15 @@ class Download:
         if self._raw.stamp and etag and etag != self._raw.stamp:
             reason = f"the object is another one by now: its ETag is {etag}, not {self._raw.stamp}"
             raise DownloadError(reason, hopeless=True)
-        begin = 0
+        begin, size = 0, self._size
         if match := re.match(r"bytes (\d+)-", answer.get("ContentRange", "")):
             begin = int(match[1])
-        size = begin + answer["ContentLength"] if "ContentLength" in answer else None
-        if size is not None and size != self._raw.size:
-            reason = f"the object is another one by now: it has {size} bytes, not {self._raw.size}"
+        if "ContentLength" in answer:
+            size = begin + int(answer["ContentLength"])
+        if self._size is None:
+            self._size = size
+        elif size != self._size:
+            reason = f"the object is another one by now: it has {size} bytes, not {self._size}"
             raise DownloadError(reason, hopeless=True)
         if begin != self._got:
             self._start_again()
@@ -189,8 +193,8 @@ class Download:
 
     def _check(self) -> None:
         """Compare what came with what is there."""
-        if self._got != self._raw.size:
-            raise DownloadError(f"the connection ended after {self._got} of {self._raw.size} bytes")
+        if self._size is not None and self._got != self._size:
+            raise DownloadError(f"the connection ended after {self._got} of {self._size} bytes")
         for name, (expected, digest) in (self._sums or {}).items():
             found = digest.digest()
             if found != expected:
