@@ -105,6 +105,7 @@ def test_bucket_comes_after_the_visit(
     log = ppd.log.read_text()
     assert log.count("NoSuchBucket") == 1
     assert log.count(": well again after") == 1
+    assert "forks are not safe" not in log
 
 
 def test_in_both_places_with_snaps_to_come(ppd: Ppd, observatory: Observatory, server: S3Server) -> None:
@@ -147,3 +148,24 @@ def test_not_to_be_had_for_a_while(
     said = error_of(ppd.status(), "raws_not_fetched")
     assert f"s3://{BUCKET}/{_key(6, group)} can't be fetched from {between.endpoint}: AccessDenied" in said
     assert ppd.counts()["retried"] == 1
+
+
+def test_replaced_between_two_attempts(
+    ppd: Ppd, observatory: Observatory, server: S3Server, between: Proxy
+) -> None:
+    """What was announced is there no more; what is there now is processed."""
+    group = "replaced"
+    data = observatory.raw(7, **identity(group))
+
+    def rule(request: Request) -> Fault | None:
+        if request.method == "GET" and request.path.endswith(_key(7, group)):
+            between.rule = lambda request: None
+            server.put(BUCKET, _key(7, group), data)
+        return None
+
+    between.rule = rule
+    assert ppd.submit(groupId=group, detector=7).ok
+    server.put(BUCKET, _key(7, group), data + b" " * 2880)
+    ppd.await_state(group, exported=1)
+    assert "another one by now" in error_of(ppd.status(), "raws_not_fetched")
+    assert (group, 7) in ppd.groups()

@@ -246,6 +246,15 @@ def test_exposures_of_a_day(server: S3Server, bucket: str, credentials: Path, be
         server.put(bucket, f"{_folder(152)}_R22_S11.fits", b"late")
         s.expect("i", 94)
         assert s.wait_for(7)[6].key == RawKey("LSSTCam", "i", 94, 0, _day() * 100_000 + 152)
+        # Nothing is wanted for a while, and then another detector of a group.
+        for group, detector in (("g", 94), ("g", 95), ("old-77", 94), ("h", 94), ("i", 94)):
+            s.source.dismiss(group, detector)
+        time.sleep(1.5)
+        s.expect("k", 94)
+        s.source.dismiss("k", 94)
+        s.expect("k", 95)
+        server.put(bucket, f"{_folder(154)}_R22_S12.fits", _raw(GROUPID="k", CURINDEX=1))
+        assert s.wait_for(8)[7].key == RawKey("LSSTCam", "k", 95, 0, _day() * 100_000 + 154)
         assert s.trouble is None
     night = [r for r in between.of(listing=True) if r.query["prefix"].endswith(f"{_day()}/")]
     end = [r for r in between.of(listing=True) if r.query.get("start-after")]

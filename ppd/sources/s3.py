@@ -185,6 +185,7 @@ class S3Source:
         """Look no more for them."""
         with self._lock:
             asked = self._asked.pop((group, detector), None)
+            self._hurried = None
             for look in asked.looks if asked is not None else ():
                 self._lister.remove(look)
                 if self._questions is not None:

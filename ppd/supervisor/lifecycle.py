@@ -259,6 +259,9 @@ class Lifecycle:
         elif isinstance(message, ChildReady):
             wait = 2 * self._entry(d).visit.duration + self.settings.image_timeout
             d.raws_until = time.monotonic() + wait
+            if d.attempt > 1:  # the last one had all its raws, but they may be others by now
+                entry = self._entry(d)
+                self._sources.expect(entry.visit, [d.detector], self._raws_until(entry))
             self.ledger.change(d, State.READY)
             self.ledger.event(d, "ready", pid=message.pid, seconds=message.seconds, opened=message.opened)
             for candidate in self.raws.of(d.group, d.detector):
