@@ -150,7 +150,7 @@ def test_not_to_be_had_for_a_while(
     assert ppd.counts()["retried"] == 1
 
 
-def test_replaced_between_two_attempts(
+def test_replaced_before_it_is_fetched(
     ppd: Ppd, observatory: Observatory, server: S3Server, between: Proxy
 ) -> None:
     """What was announced is there no more; what is there now is processed."""
