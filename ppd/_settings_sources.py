@@ -29,6 +29,9 @@ ENVIRONMENT = {
     "PREPROCESSING_PIPELINES_CONFIG": "preprocessing_pipelines",
     "MAIN_PIPELINES_CONFIG": "main_pipelines",
     "CONFIG_APDB": "apdb_config",
+    "IMAGE_BUCKET": "raw_bucket",
+    "S3_ENDPOINT_URL": "s3_endpoint",
+    "RAW_MICROSERVICE": "raw_microservice",
     "LOCAL_REPOS": "local_repos",
     "IMAGE_TIMEOUT": "image_timeout",
     "WORKER_TIMEOUT": "worker_timeout",
@@ -44,9 +47,6 @@ _IN_YAML = ("PREPROCESSING_PIPELINES_CONFIG", "MAIN_PIPELINES_CONFIG", "EXPORT_T
 
 # Of prompt_processing too, for what ppd does not do yet.
 _NOT_YET = (
-    "S3_ENDPOINT_URL",
-    "IMAGE_BUCKET",
-    "RAW_MICROSERVICE",
     "KAFKA_CLUSTER",
     "BUCKET_TOPIC",
     "USE_KAFKA_BUTLER_WRITER",

@@ -86,6 +86,7 @@ _Grace = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 _Count = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
 _Name = Annotated[str, pydantic.Field(min_length=1)]
 _Regex = Annotated[str, pydantic.AfterValidator(_check_regex)]
+_Url = Annotated[str, pydantic.Field(pattern=r"^https?://[^/\s]+")]
 _Level = Annotated[str, pydantic.BeforeValidator(_check_level)]
 _Degrees = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 
@@ -240,6 +241,24 @@ class Settings(_Frozen):
     raw_settle: _Seconds = 1.0
     """Seconds for which a raw written in place must not change before it counts as complete."""
 
+    raw_bucket: Annotated[str, pydantic.Field(pattern=r"^[^/\s]+$")] | None = None
+    """S3 bucket that raws come into (IMAGE_BUCKET); credentials are found as boto3 does."""
+
+    raw_prefix: str = ""
+    """What keys of raws begin with, before the instrument."""
+
+    s3_endpoint: _Url | None = None
+    """URL of the S3 service of raws (S3_ENDPOINT_URL); AWS when absent."""
+
+    raw_microservice: _Url | None = None
+    """Presence service that is asked for raws before the bucket is listed (RAW_MICROSERVICE)."""
+
+    raw_poll_min: _Seconds = 0.5
+    """Seconds between two looks for a raw in the bucket when it is expected."""
+
+    raw_poll_max: _Seconds = 5.0
+    """Seconds between two looks when it is early or late, or when the bucket is in trouble."""
+
     raw_keep_seconds: _Seconds = 3600.0
     """Seconds for which a raw that came before its visit is remembered."""
 
@@ -335,6 +354,25 @@ class Settings(_Frozen):
     def _longer_than_interval(cls, value: float, info: pydantic.ValidationInfo) -> float:
         if value <= info.data.get("heartbeat_interval", 0):
             raise ValueError("must be longer than heartbeat_interval")
+        return value
+
+    @pydantic.field_validator("raw_prefix")
+    @classmethod
+    def _as_folder(cls, value: str) -> str:
+        return f"{value.strip('/')}/" if value.strip("/") else ""
+
+    @pydantic.field_validator("raw_poll_max")
+    @classmethod
+    def _not_shorter(cls, value: float, info: pydantic.ValidationInfo) -> float:
+        if value < info.data.get("raw_poll_min", 0):
+            raise ValueError("must not be shorter than raw_poll_min")
+        return value
+
+    @pydantic.field_validator("raw_microservice")
+    @classmethod
+    def _with_bucket(cls, value: str | None, info: pydantic.ValidationInfo) -> str | None:
+        if value is not None and info.data.get("raw_bucket", "") is None:
+            raise ValueError("needs raw_bucket: the service only tells keys in it")
         return value
 
     @property

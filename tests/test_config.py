@@ -85,6 +85,9 @@ def test_environment_wins(tmp_path: Path) -> None:
         ),
         "IMAGE_TIMEOUT": "7.5",
         "EXPORT_TYPE_REGEXP": "- .*_visit\n- dia.*",
+        "IMAGE_BUCKET": "rubin:raws",
+        "S3_ENDPOINT_URL": "https://s3.example.org",
+        "RAW_MICROSERVICE": "http://presence:8080/p",
         "LOCAL_REPOS": "/tmp/repos",
         "SERVICE_LOG_LEVELS": "lsst=DEBUG .=warning",
         "UNRELATED": "x",
@@ -102,6 +105,9 @@ def test_environment_wins(tmp_path: Path) -> None:
     assert second.pipelines == ()
     assert settings.image_timeout == 7.5
     assert settings.export_types == (".*_visit", "dia.*")
+    assert settings.raw_bucket == "rubin:raws"
+    assert settings.s3_endpoint == "https://s3.example.org"
+    assert settings.raw_microservice == "http://presence:8080/p"
     assert settings.local_repos == Path("/tmp/repos")
     assert settings.log_levels == {"lsst": "DEBUG", ".": "WARNING"}
 
@@ -169,6 +175,10 @@ slots: 3
         ("", "instrument is missing"),
         (MINIMAL + "main_pipelines: []\n", "main_pipelines is given twice"),
         (MINIMAL + "worker_timeout: .nan\n", r":6:17: worker_timeout: "),
+        (MINIMAL + "raw_bucket: s3://raws\n", r":6:13: raw_bucket: "),
+        (MINIMAL + "s3_endpoint: s3.example.org\n", r":6:14: s3_endpoint: "),
+        (MINIMAL + "raw_microservice: http://x\n", r":6:19: raw_microservice: needs raw_bucket"),
+        (MINIMAL + "raw_poll_min: 3\nraw_poll_max: 2\n", r":7:15: raw_poll_max: must not be shorter"),
         (MINIMAL + "log_level: loud\n", r":6:12: log_level: not a log level"),
         (MINIMAL + f"socket_dir: /{'x' * 90}\n", r":6:13: socket_dir: .*107"),
     ],
@@ -199,8 +209,8 @@ def test_broken_yaml_in_environment(tmp_path: Path) -> None:
 
 def test_not_yet_used_environment_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        load_settings(_write(tmp_path, MINIMAL), {"PIPES": "/p", "IMAGE_BUCKET": "b"})
-    assert "IMAGE_BUCKET" in caplog.text
+        load_settings(_write(tmp_path, MINIMAL), {"PIPES": "/p", "KAFKA_CLUSTER": "b"})
+    assert "KAFKA_CLUSTER" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 from ppd.sources.keys import RawKey
@@ -151,5 +152,22 @@ def test_memory_is_bounded() -> None:
         table.add(raw, known=i % 2 == 0)
         table.forget(f"g{i}", 1) if i % 2 == 0 else table.expire()
     kept = [value for value in vars(table).values() if hasattr(value, "__len__")]
-    assert len(kept) == 3
+    assert len(kept) == 4
     assert max(len(value) for value in kept) <= 20
+
+
+def test_copies_in_other_places() -> None:
+    """An exposure that is in a directory and in a bucket too is no second one."""
+    table = RawTable(60.0, 10)
+    raw = _raw("g")
+    bucket = dataclasses.replace(raw, uri="s3://raws/a.fits", stamp="etag")
+    assert table.add(raw, known=True)
+    assert table.add(bucket, known=True)  # the first may turn out to be bad
+    table.forget("g", 1)
+    assert not table.is_copy(raw)
+    assert table.is_copy(bucket)
+    assert table.is_copy(dataclasses.replace(bucket, uri="s3://others/b.fits"))
+    assert not table.is_copy(dataclasses.replace(raw, uri="/elsewhere/a.fits"))
+    assert raw.key is not None
+    assert not table.is_copy(dataclasses.replace(bucket, key=dataclasses.replace(raw.key, exposure=8)))
+    assert not table.is_copy(dataclasses.replace(bucket, key=dataclasses.replace(raw.key, exposure=None)))

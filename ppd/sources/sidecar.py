@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["RawIdentity", "read_header", "read_sidecar", "sidecar_path"]
+__all__ = ["RawIdentity", "parse_header", "parse_sidecar", "read_header", "read_sidecar", "sidecar_path"]
 
+import io
 import json
 import re
 import stat
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from astropy.io.fits import VerifyError
+from astropy.io.fits import Header, VerifyError
 
 from ..fits_extent import NotFitsError, first_header
 from ..visit import GROUP_PATTERN
@@ -53,10 +54,9 @@ def read_sidecar(raw: Path) -> RawIdentity | None:
         # Whoever opens a pipe waits for its other end.
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
             return None
-        cards = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return parse_sidecar(path.read_bytes())
+    except OSError:
         return None
-    return _identify(cards) if isinstance(cards, dict) else None
 
 
 def read_header(raw: Path) -> RawIdentity | None:
@@ -75,6 +75,47 @@ def read_header(raw: Path) -> RawIdentity | None:
     try:
         return _identify(first_header(raw))
     except (NotFitsError, OSError, ValueError, TypeError, LookupError, EOFError, zlib.error, VerifyError):
+        return None
+
+
+def parse_sidecar(data: bytes) -> RawIdentity | None:
+    """Read what is in a sidecar.
+
+    Parameters
+    ----------
+    data : `bytes`
+        All of it.
+
+    Returns
+    -------
+    identity : `RawIdentity` or `None`
+        `None` if it is not complete or names no group.
+    """
+    try:
+        cards = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return _identify(cards) if isinstance(cards, dict) else None
+
+
+def parse_header(data: bytes) -> RawIdentity | None:
+    """Read the header in the first bytes of a raw.
+
+    Parameters
+    ----------
+    data : `bytes`
+        The beginning of the file, gzipped or not.
+
+    Returns
+    -------
+    identity : `RawIdentity` or `None`
+        `None` if the header is not whole, can't be read or names no group.
+    """
+    try:
+        if data.startswith(b"\x1f\x8b"):
+            data = zlib.decompressobj(31).decompress(data, _MAX_BYTES)
+        return _identify(Header.fromfile(io.BytesIO(data), endcard=True))
+    except (OSError, ValueError, TypeError, LookupError, EOFError, zlib.error, VerifyError):
         return None
 
 

@@ -36,7 +36,6 @@ from ..messages import (
     decode,
     encode,
 )
-from ..sources.directory import DirectorySource
 from ..sources.raws import Candidate
 from .admission import admit
 from .central import CentralReader
@@ -52,6 +51,7 @@ from .lifecycle import Lifecycle
 from .lock import StateLock
 from .notify import sd_notify
 from .nursery_keeper import NurseryKeeper
+from .raw_sources import RawSources, make_sources
 from .recovery import take_up
 from .requests import Released, Resolved
 from .spool import prepare, ready_entries, used_bytes
@@ -142,6 +142,8 @@ class Supervisor:
         # The primary knows first what ppd-init wrote.
         check_initialized(self.exporter.butler, settings, day, self.deployment)
         self._open_sockets()
+        names = {d.name: d.id for d in description.focal_plane.detectors}
+        self.sources = RawSources(make_sources(settings, names, self.inbox.put), names)
         self.lifecycle = Lifecycle(
             settings,
             self.child_endpoint,
@@ -150,12 +152,8 @@ class Supervisor:
             self.nursery.fork,
             self._send_child,
             self.containment,
+            self.sources,
         )
-        names = {d.name: d.id for d in description.focal_plane.detectors}
-        self.sources = [
-            DirectorySource(d, settings.raw_settle, self.inbox.put, detectors=names)
-            for d in settings.raw_dirs
-        ]
 
     def _nursery_pids(self) -> set[int]:
         return self.nursery.pids if hasattr(self, "nursery") else set()
@@ -195,9 +193,8 @@ class Supervisor:
             ready = self.nursery.await_ready(lambda: bool(self._signals))
             self.central.start(ready.pipelines)
             take_up(self.journal, self.settings.spool_dir, self.lifecycle, self.admit)
-            for source in self.sources:
-                source.start()
-                self._undo.callback(source.stop)
+            self._undo.callback(self.sources.stop)
+            self.sources.start()
             self.exporter.start()
             sd_notify("READY=1")
             _LOG.info("Ready: deployment %s, %d detectors.", self.deployment, len(self.central.detectors))
@@ -255,8 +252,7 @@ class Supervisor:
         self.drain()
         # From here on what can't be finished is left for the next start.
         self.lifecycle.endings.stopping = True
-        for source in self.sources:
-            source.stop()
+        self.sources.stop()
         # A child that waits for a raw waits for something that nobody looks for.
         self._loop(wake, lambda: not any(d.state is State.RUNNING for d in table.live()), grace)
         self.lifecycle.terminate_all("ppd stops", signal.SIGTERM)

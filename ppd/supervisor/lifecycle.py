@@ -44,6 +44,7 @@ from .endings import Endings, local_repo
 from .exporter import Exported, Undeliverable
 from .ledger import Ledger
 from .permits import Permits
+from .raw_sources import RawSources
 from .raws import RawTable
 from .requests import Released, Resolve, Resolved
 from .table import LIVE, DetectorVisit, State, VisitEntry, VisitTable
@@ -84,6 +85,8 @@ class Lifecycle:
         Sends a message to the child with a ZeroMQ identity.
     containment : `ppd.supervisor.containment.Containment`
         Looks after what children leave behind.
+    sources : `ppd.supervisor.raw_sources.RawSources`
+        Look for raws.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Lifecycle:
         fork: Callable[[ForkRequest], bool],
         send: Callable[[bytes, pydantic.BaseModel], None],
         containment: Containment,
+        sources: RawSources,
     ):
         self.settings = settings
         self.endpoint = endpoint
@@ -108,6 +112,7 @@ class Lifecycle:
         self._fork = fork
         self._send = send
         self._containment = containment
+        self._sources = sources
 
     # Visits and inputs
 
@@ -130,6 +135,7 @@ class Lifecycle:
         for detector in entry.detectors:
             # Raws that came before have found their visit: they don't expire.
             self.raws.of(visit.groupId, detector)
+        self._sources.expect(visit, entry.detectors, self._raws_until(entry))
         entry = self.table.add(entry)
         entry.resolve_at = time.monotonic() + delay
 
@@ -209,6 +215,8 @@ class Lifecycle:
         else:
             self.counters.add("raws_seen")
             if d is not None and d.state in _DONE_WITH_RAWS:
+                if self.raws.is_copy(candidate):
+                    return
                 self.ledger.fault(d, "raws_too_late", f"{candidate.uri} came when it was over")
             elif d is not None:
                 self._note_raw(d, candidate)
@@ -268,6 +276,9 @@ class Lifecycle:
         elif isinstance(message, ChildReady):
             wait = 2 * self._entry(d).visit.duration + self.settings.image_timeout
             d.raws_until = time.monotonic() + wait
+            if d.attempt > 1:  # the last one had all its raws, but they may be others by now
+                entry = self._entry(d)
+                self._sources.expect(entry.visit, [d.detector], self._raws_until(entry))
             self.ledger.change(d, State.READY)
             self.ledger.event(d, "ready", pid=message.pid, seconds=message.seconds, opened=message.opened)
             for candidate in self.raws.of(d.group, d.detector):
@@ -354,6 +365,11 @@ class Lifecycle:
     def _entry(self, d: DetectorVisit) -> VisitEntry:
         return self.table.visits[d.group]
 
+    def _raws_until(self, entry: VisitEntry) -> float:
+        """When the last of a visit's children must be over, Unix seconds."""
+        last = max((d.expires for d in entry.detectors.values()), default=0.0)
+        return last + (1 + self.settings.retries) * self.settings.worker_timeout
+
     def _resolve(self, entry: VisitEntry) -> None:
         due = [d for d in entry.detectors.values() if d.state is State.ACCEPTED and not d.resolving]
         for d in due:
@@ -430,6 +446,7 @@ class Lifecycle:
         reason = str(message.detail.get("reason", ""))
         if message.name == "main_start":
             self.ledger.change(d, State.RUNNING)
+            self._sources.dismiss(d.group, d.detector)
         elif message.name == "preprocess_end" and not message.detail.get("success", True):
             self.ledger.fault(d, "preprocess_failed", reason)
         elif message.name in _FAULTS:
@@ -438,6 +455,7 @@ class Lifecycle:
     def _release(self, d: DetectorVisit) -> None:
         self.central.request(Released(d.holder))
         self.raws.forget(d.group, d.detector)
+        self._sources.dismiss(d.group, d.detector)
 
     def _close_visits(self) -> None:
         """Log each visit's end once, and forget those that are long over."""

@@ -30,6 +30,8 @@ class RawTable:
         self._raws: dict[tuple[str, int], list[Candidate]] = {}
         self._waiting: collections.OrderedDict[str, tuple[float, Candidate]] = collections.OrderedDict()
         self._seen: collections.OrderedDict[str, tuple[int, str]] = collections.OrderedDict()
+        # Where each exposure of a detector was seen first: a directory or a bucket.
+        self._places: collections.OrderedDict[tuple[str, int, int, int], str] = collections.OrderedDict()
 
     def add(self, candidate: Candidate, known: bool) -> bool:
         """Take a candidate.
@@ -62,7 +64,19 @@ class RawTable:
         self._waiting.pop(path, None)
         if not known:
             self._waiting[path] = (time.monotonic(), candidate)
+        self.is_copy(candidate)
         return True
+
+    def is_copy(self, candidate: Candidate) -> bool:
+        """Whether an exposure was seen in another place first: in a bucket, or in a directory."""
+        key = candidate.key
+        if key is None or key.exposure is None:
+            return False
+        place = _place(candidate.uri)
+        first = self._places.setdefault((key.group, key.detector, key.snap, key.exposure), place)
+        while len(self._places) > 2 * self._keep_count:
+            self._places.popitem(last=False)
+        return first != place
 
     def of(self, group: str, detector: int) -> list[Candidate]:
         """Return the raws of a detector-visit, and count them as matched."""
@@ -99,3 +113,8 @@ class RawTable:
     def unmatched(self) -> int:
         """How many raws wait for their visit."""
         return len(self._waiting)
+
+
+def _place(uri: str) -> str:
+    """Return which bucket a raw is in; all directories are one place."""
+    return uri[: uri.find("/", 5)] if uri.startswith("s3://") else ""

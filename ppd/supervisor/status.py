@@ -60,6 +60,8 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         faults.append(f"nursery: {supervisor.nursery.trouble or 'it is starting'}")
     if supervisor.journal.trouble:
         faults.append(f"journal: {supervisor.journal.trouble}")
+    sources = supervisor.sources.status()
+    faults += [f"raws from {s.name}: {s.trouble}" for s in sources if s.trouble]
     blocked = [d for d in life.table.live() if d.phase == "spool_full"]
     if blocked:
         faults.append(f"{len(blocked)} children wait for room in the spool {settings.spool_dir}")
@@ -96,6 +98,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
             "max_bytes": settings.spool_max_bytes,
         },
         "raws_waiting": life.raws.unmatched,
+        "raw_sources": [dataclasses.asdict(s) for s in sources],
         "counts": supervisor.counters.as_dict(),
         "errors": supervisor.counters.errors(),
     }

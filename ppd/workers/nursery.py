@@ -139,6 +139,8 @@ def main() -> int:
         pipelines, summaries = _build(settings)
         description = find_description(settings.instrument, settings.instrument_description)
         _import_early(_PRELOAD if settings.apdb_config is None else (*_PRELOAD, *_PRELOAD_APDB))
+        if settings.raw_bucket is not None:
+            _prepare_s3(settings)
         load_translators()
         # The table of leap seconds is read at the first use of a time.
         astropy.time.Time.now().tai.utc.isot  # noqa: B018
@@ -172,6 +174,18 @@ def _import_early(modules: Iterable[str]) -> None:
             importlib.import_module(module)
         except ModuleNotFoundError as e:
             _LOG.info("Not imported before the fork: %s", e)
+
+
+def _prepare_s3(settings: Settings) -> None:
+    """Read what S3 clients are made of; the clients themselves are born in the children."""
+    from .. import s3
+
+    _import_early(("ppd.workers.s3_object",))
+    try:
+        s3.warm(settings.s3_endpoint)
+    except Exception:
+        # Children would be slower; what is wrong they will meet and tell.
+        _LOG.exception("S3 clients can't be prepared before the fork.")
 
 
 def _import_formatter(description: InstrumentDescription) -> None:

@@ -74,6 +74,7 @@ class RawTaker:
         self._description = description
         self._run = run
         self._tell = tell
+        self._uris: dict[int, str] = {}
         self.exposures: dict[int, RawExposure] = {}
         """What was ingested, by exposure ID."""
         self.mismatches: list[str] = []
@@ -100,6 +101,9 @@ class RawTaker:
             What became of it; it has been told.
         """
         taken, exposure = self._take(message)
+        if taken.event == "raw_repeated" and self._is_copy(message, exposure):
+            _LOG.info("%s is another copy of exposure %s, which is here already.", message.uri, exposure)
+            return taken
         detail: dict[str, Any] = {"uri": message.uri, "snap": message.snap}
         if exposure is not None:
             detail["exposure"] = exposure
@@ -115,7 +119,7 @@ class RawTaker:
             # Not worth the fetching.
             return _repeated(message, message.exposure), message.exposure
         try:
-            path = fetch_raw(message, self._folder)
+            path = fetch_raw(message, self._folder, self._settings.s3_endpoint)
             key = self._key
             raw = read_raw(path, key.instrument, key.group, key.detector, exposure=message.exposure)
         except FetchError as e:
@@ -143,7 +147,13 @@ class RawTaker:
             _LOG.warning("Exposure %d: %s; it is processed as what it is.", raw.exposure, mismatch)
         ingest_raw(self._butler, raw, self._run, self._description)
         self.exposures[raw.exposure] = raw
+        self._uris[raw.exposure] = message.uri
         return Taken("ingested"), raw.exposure
+
+    def _is_copy(self, message: RawArrived, exposure: int | None) -> bool:
+        """Whether an exposure is in a directory and in a bucket: that is no mistake."""
+        first = self._uris.get(exposure or 0, message.uri)
+        return ("://" in first) != ("://" in message.uri)
 
     def _astray(self, raw: RawExposure) -> str | None:
         """Say whether an exposure looks elsewhere than was announced."""
