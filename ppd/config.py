@@ -271,6 +271,15 @@ class Settings(_Frozen):
     worker_timeout: _Seconds = 900.0
     """Seconds that a child may take in all (WORKER_TIMEOUT)."""
 
+    inputs_timeout: _Seconds = 900.0
+    """Seconds that may pass until a visit's inputs are found and fetched."""
+
+    preprocess_timeout: _Seconds = 120.0
+    """Seconds that pre-processing may take; then the main pipeline goes on without it."""
+
+    main_timeout: _Seconds | None = None
+    """Seconds that a main pipeline may take; only `worker_timeout` counts when absent."""
+
     message_expiration: _Seconds = 3600.0
     """Age in seconds from which a nextVisit message is refused (MESSAGE_EXPIRATION)."""
 

@@ -36,6 +36,7 @@ __all__ = [
     "PhaseEvent",
     "PipelineSummary",
     "Pointing",
+    "Predecessor",
     "PrepareNursery",
     "RawArrived",
     "Retire",
@@ -135,6 +136,17 @@ class CacheView(_Message):
     """Input collections, in search order."""
 
 
+class Predecessor(_Message):
+    """An attempt that was killed when it may have changed something outside ppd."""
+
+    local_repo: str
+    """Its repo, for what is to be exported of it."""
+    reason: str
+    """How it ended."""
+    last: bool
+    """Whether no further attempt may be made: only the looking is left to do."""
+
+
 class Job(_Message):
     """All that a child needs to know of its detector-visit."""
 
@@ -164,6 +176,8 @@ class Job(_Message):
     """What its processes are recognised by: the value of `CHILD_VARIABLE`."""
     cgroup: str | None = None
     """Control group that the child joins, if it is to have one."""
+    predecessor: Predecessor | None = None
+    """What to look into before anything is processed."""
 
     @property
     def own_folder(self) -> Path:

@@ -184,7 +184,6 @@ def test_last_word_may_come_after_the_end(endings: Endings, d: DetectorVisit) ->
     assert endings.due(d, now)
 
 
-@pytest.mark.xfail(strict=True, reason="the word of a child is trusted without a look at the spool")
 @pytest.mark.parametrize("success", [True, False])
 def test_entry_that_is_not_there(endings: Endings, d: DetectorVisit, success: bool) -> None:
     """Outputs that are nowhere were not handed over: it would wait for their export for ever."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 __all__ = ["check_time", "terminate"]
 
+import contextlib
 import logging
+import os
 import signal
 import time
 
@@ -43,10 +45,30 @@ def check_time(d: DetectorVisit, now: float, settings: Settings) -> list[NoMoreR
         # It took its time; another try would take it again.
         d.may_retry = False
         terminate(d, f"it took longer than {settings.worker_timeout:.0f} s", signal.SIGTERM)
+    elif d.phase == "main" and settings.main_timeout and now > d.phase_at + settings.main_timeout:
+        d.may_retry = False
+        terminate(d, f"its main pipeline took longer than {settings.main_timeout:.0f} s", signal.SIGTERM)
+    elif d.phase == "preprocess" and now > d.phase_at + settings.preprocess_timeout:
+        _cut_short(d, now, settings)
     elif d.state is State.READY and d.raws_until is not None and now > d.raws_until and not d.told_no_more:
         d.told_no_more = True
         return [NoMoreRaws(reason="the time-out for raws has passed")]
     return []
+
+
+def _cut_short(d: DetectorVisit, now: float, settings: Settings) -> None:
+    """End a child's pre-processing, and the child if it does not let go."""
+    reason = f"its pre-processing took longer than {settings.preprocess_timeout:.0f} s"
+    if d.cut_at is None:
+        d.cut_at = now
+        with bound(group=d.group, detector=d.detector):
+            _LOG.warning("Detector-visit %s: %s; it goes on without.", d.key, reason)
+        if d.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(d.pid, signal.SIGUSR1)
+    elif now > d.cut_at + settings.kill_grace:
+        d.may_retry = False
+        terminate(d, reason, signal.SIGTERM)
 
 
 def terminate(d: DetectorVisit, reason: str, signum: signal.Signals) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..config import Settings
 from ..logs import bound
-from ..messages import ChildDone, own_folder
+from ..messages import ChildDone, Predecessor, own_folder
 from .ledger import Ledger
 from .spool import find_ready
 from .table import DetectorVisit, State
@@ -23,6 +23,7 @@ _LOG = logging.getLogger(__name__)
 # A child's last word and the news of its end come by different ways.
 _LAST_WORD_SECONDS = 1.0
 _RETRY_DELAY = 0.5
+_MAX_LOOKS = 3
 # While these last, other people's code runs.
 _TASK_PHASES = frozenset({"preprocess", "main"})
 
@@ -54,14 +55,20 @@ class Endings:
     def settle(self, d: DetectorVisit) -> None:
         """Decide, once the child is gone; `due` says when."""
         repo = local_repo(self._settings, d)
-        for folder in (repo, own_folder(repo)):
-            shutil.rmtree(folder, ignore_errors=True)
         spool = Path(self._settings.spool_dir)
         shutil.rmtree(spool / "building" / d.key.file_name, ignore_errors=True)
         done = self._last_word(d)
         if d.termination:
             done = done.model_copy(update={"reason": f"{d.termination}; {done.reason}"})
-        if done.success:
+        left = self._left_behind(d, done)
+        keep = None if left is None or self.stopping else left.local_repo
+        before = [Path(d.predecessor.local_repo)] if d.predecessor is not None else []
+        for folder in (repo, own_folder(repo), *before):
+            if str(folder) != keep:
+                shutil.rmtree(folder, ignore_errors=True)
+        if left is not None and not self.stopping:
+            self._look_back(d, left)
+        elif done.success:
             self._succeed(d, done)
         elif done.entry:
             # A final failure's outputs are exported, and it stays a failure.
@@ -83,15 +90,41 @@ class Endings:
         self._release(d)
         self._ledger.change(d, State.FAILED, reason=reason, pipeline=done.pipeline if done else None)
 
+    def _left_behind(self, d: DetectorVisit, done: ChildDone) -> Predecessor | None:
+        """Say what has to be looked into after a child that was killed when its main pipeline had begun."""
+        if d.done is not None or done.entry is not None:
+            return None
+        if d.state is State.RUNNING:
+            folder = local_repo(self._settings, d)
+            left = Predecessor(local_repo=str(folder), reason=done.reason, last=not self._may_retry(d))
+        elif d.predecessor is not None and d.looks <= _MAX_LOOKS:
+            # Killed before it could look.
+            left = d.predecessor.model_copy(update={"last": d.predecessor.last or not self._may_retry(d)})
+        else:
+            return None
+        return left if Path(left.local_repo).exists() else None
+
+    def _look_back(self, d: DetectorVisit, left: Predecessor) -> None:
+        if left.last:
+            self._ledger.event(d, "look_back", reason=left.reason)
+            with bound(group=d.group, detector=d.detector):
+                _LOG.warning("Detector-visit %s: %s; what it has left is looked into.", d.key, left.reason)
+            d.next_attempt(delay=_RETRY_DELAY)
+            self._ledger.change(d, State.WAITING, reason=left.reason)
+        else:
+            self._retry(d, left.reason)
+        d.looks += 1
+        d.predecessor = left
+
     def _last_word(self, d: DetectorVisit) -> ChildDone:
         """Return what a child said last, or say for it what it could not say itself."""
-        if d.done is not None and d.done.entry:
-            return d.done
         ready = find_ready(Path(self._settings.spool_dir), d.key)
         if ready is not None or d.exported:
             # Ended between the hand-over and its last message: nothing is
             # lost, and another try would make the same outputs twice.
             success = ready is None or ready.success
+            if d.done is not None and d.done.entry:
+                return d.done
             return ChildDone(
                 key=d.key,
                 success=success,
@@ -102,6 +135,10 @@ class Endings:
         reason = f"its child ended by {_ending(d.exit_code)} while {d.phase or 'starting'}"
         if d.exit_code is not None and d.exit_code >= 0 and d.phase in _TASK_PHASES:
             reason += ", without a last word: a task may have called os._exit"
+        if d.done is not None and d.done.entry:
+            # What it names is not there: it is no word of a child of ours.
+            reason = f"the outputs that its child spoke of are not in the spool; {reason}"
+            return ChildDone(key=d.key, success=False, reason=reason, failure="retriable")
         return d.done or ChildDone(key=d.key, success=False, reason=reason, failure="retriable")
 
     def _succeed(self, d: DetectorVisit, done: ChildDone) -> None:
@@ -125,6 +162,8 @@ class Endings:
         self._ledger.change(d, state, reason=reason, pipeline=done.pipeline)
 
     def _may_retry(self, d: DetectorVisit) -> bool:
+        if d.predecessor is not None and d.predecessor.last:
+            return False
         return d.may_retry and d.attempt <= self._settings.retries and time.time() < d.expires
 
     def _retry(self, d: DetectorVisit, reason: str) -> None:

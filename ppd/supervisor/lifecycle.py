@@ -144,7 +144,7 @@ class Lifecycle:
         entry = self.table.visits.get(answer.group)
         if entry is None:
             return
-        asked = [d for d in entry.detectors.values() if d.resolving]
+        asked = [d for d in entry.detectors.values() if d.resolving and d.state is State.ACCEPTED]
         for d in asked:
             d.resolving = False
         identity = entry.visit.identity
@@ -272,7 +272,7 @@ class Lifecycle:
         d.heard_at = time.monotonic()
         d.identity = identity
         if isinstance(message, ChildHeartbeat):
-            d.phase = message.phase
+            d.enter(message.phase)
         elif isinstance(message, ChildReady):
             wait = 2 * self._entry(d).visit.duration + self.settings.image_timeout
             d.raws_until = time.monotonic() + wait
@@ -333,6 +333,8 @@ class Lifecycle:
             if entry.resolve_at is not None and now >= entry.resolve_at:
                 entry.resolve_at = None
                 self._resolve(entry)
+            if not entry.over and time.time() > entry.accepted + self.settings.inputs_timeout:
+                self._give_up_inputs(entry)
         self._containment.turn(self.table.live(), now)
         for d in self.table.live():
             if self.endings.due(d, now):
@@ -386,13 +388,24 @@ class Lifecycle:
                 )
             )
 
+    def _give_up_inputs(self, entry: VisitEntry) -> None:
+        """Let detector-visits fail that have waited too long for the central repo."""
+        late = [d for d in entry.detectors.values() if d.state is State.ACCEPTED]
+        for d in late:
+            seconds = self.settings.inputs_timeout
+            self.endings.fail(d, f"its inputs were not there within {seconds:.0f} s")
+
     def _fork_waiting(self, now: float) -> None:
         free = self.settings.slots - len(self.table.live())
         waiting = [d for d in self.table if d.state is State.WAITING and d.not_before <= now]
         for d in sorted(waiting, key=lambda d: d.accepted)[: max(0, free)]:
             if time.time() > d.expires:
-                self.endings.fail(d, "its message expired while it waited for a slot")
-            elif self._fork(ForkRequest(job=self._job(d))):
+                if d.predecessor is None:
+                    self.endings.fail(d, "its message expired while it waited for a slot")
+                    continue
+                # It may not be run again, but what it may have changed has to be known.
+                d.predecessor = d.predecessor.model_copy(update={"last": True})
+            if self._fork(ForkRequest(job=self._job(d))):
                 self.ledger.change(d, State.FORKED)
                 d.forked_at = d.heard_at = now
 
@@ -413,6 +426,7 @@ class Lifecycle:
             local_repo=str(local_repo(self.settings, d)),
             spool=str(self.settings.spool_dir),
             log_file=str(log_file(self.settings.state_dir, entry.day_obs, d.key)),
+            predecessor=d.predecessor,
             mark=self._containment.mark(d),
             cgroup=str(cgroup) if cgroup else None,
         )

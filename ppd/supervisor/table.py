@@ -9,7 +9,7 @@ import enum
 import time
 from collections.abc import Iterator
 
-from ..messages import CacheView, ChildDone, DetectorKey
+from ..messages import CacheView, ChildDone, DetectorKey, Predecessor
 from ..sources.raws import Candidate
 from ..visit import BareVisit
 from .inputs import VisitInputs
@@ -59,6 +59,14 @@ class DetectorVisit:
     pid: int | None = None
     identity: bytes | None = None
     phase: str = ""
+    phase_at: float = 0.0
+    """Since when it is in this phase, monotonic seconds."""
+    cut_at: float | None = None
+    """When it was told to end its pre-processing, monotonic seconds."""
+    predecessor: Predecessor | None = None
+    """What a killed attempt left that the current one has to look into."""
+    looks: int = 0
+    """How often a child was forked only to look into it."""
     forked_at: float = 0.0
     heard_at: float = 0.0
     raws_until: float | None = None
@@ -90,6 +98,11 @@ class DetectorVisit:
         """Name under which the cache knows its lease."""
         return f"{self.group}/{self.detector}"
 
+    def enter(self, phase: str) -> None:
+        """Note what its child is at."""
+        if phase != self.phase:
+            self.phase, self.phase_at = phase, time.monotonic()
+
     def next_attempt(self, delay: float) -> None:
         """Go back to waiting, for one more try."""
         self.attempt += 1
@@ -99,6 +112,7 @@ class DetectorVisit:
         self.told_no_more = self.exported = False
         self.may_retry = True
         self.phase = self.termination = ""
+        self.cut_at = self.predecessor = None
         self.sent = {}
         self.not_before = time.monotonic() + delay
 

@@ -1,40 +1,108 @@
-"""Asking the APDB whether a detector-visit has been stored."""
+"""Asking the APDB whether a detector-visit has been stored: nothing is stored twice."""
 
 from __future__ import annotations
 
-__all__ = ["apdb_has"]
+__all__ = ["ApdbGuard", "Stored"]
 
+import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import FinalError, one_line
+from ..messages import DetectorKey
+
+if TYPE_CHECKING:
+    from lsst.dax.apdb import Apdb
 
 _LOG = logging.getLogger(__name__)
 
 
-def apdb_has(config: str | None, visits: Sequence[int], detector: int) -> bool:
-    """Tell whether the APDB may hold sources of a detector-visit.
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What is known of a detector-visit in the APDB."""
+
+    may_be: bool
+    """Whether it may be there: it is, or nobody can tell."""
+    certain: bool
+    text: str = ""
+    """What to tell people, if it may be there."""
+
+
+class ApdbGuard:
+    """The APDB as far as it can be asked.
 
     Parameters
     ----------
     config : `str` or `None`
         URI of the APDB's configuration; `None`: there is no APDB.
-    visits : sequence of `int`
-        Visit IDs.
-    detector : `int`
-        Detector ID.
-
-    Returns
-    -------
-    stored : `bool`
-        `True` also if the APDB can't be asked: then it counts as changed.
     """
-    if config is None or not visits:
-        return False
-    try:
-        # Only some sites have an APDB; its libraries are not small.
-        from lsst.dax.apdb import Apdb
 
-        apdb = Apdb.from_uri(config)
-        return any(apdb.containsVisitDetector(visit, detector) for visit in visits)
-    except Exception:
-        _LOG.exception("The APDB can't be asked; it counts as changed.")
-        return True
+    def __init__(self, config: str | None):
+        self._config = config
+        self._apdb: Apdb | None = None
+
+    def open(self) -> None:
+        """Open it ahead of the first question; a failure shows when it is asked."""
+        if self._config is None or self._apdb is not None:
+            return
+        try:
+            self._connect()
+        except Exception as e:
+            _LOG.warning("The APDB can't be opened ahead: %s: %s", type(e).__name__, one_line(e))
+
+    def stored(self, visits: Sequence[int], detector: int) -> Stored:
+        """Tell whether the APDB may have sources of a detector-visit.
+
+        Parameters
+        ----------
+        visits : sequence of `int`
+            Visit IDs.
+        detector : `int`
+            Detector ID.
+
+        Returns
+        -------
+        stored : `Stored`
+            What is known.  If the APDB can't be asked, it counts as changed.
+        """
+        if self._config is None or not visits:
+            return Stored(may_be=False, certain=True)
+        try:
+            apdb = self._connect()
+            found = [visit for visit in visits if apdb.containsVisitDetector(visit, detector)]
+        except Exception as e:
+            _LOG.exception("The APDB can't be asked; it counts as changed.")
+            text = f"the APDB can't be asked whether it has it ({type(e).__name__}: {one_line(e, 200)})"
+            return Stored(may_be=True, certain=False, text=text)
+        if found:
+            return Stored(may_be=True, certain=True, text=f"the APDB has sources of visit {found[0]}")
+        return Stored(may_be=False, certain=True)
+
+    def check(self, visits: Sequence[int], key: DetectorKey) -> None:
+        """See that a detector-visit is not stored yet.
+
+        Parameters
+        ----------
+        visits : sequence of `int`
+            Visit IDs.
+        key : `ppd.messages.DetectorKey`
+            The detector-visit and which attempt at it this is.
+
+        Raises
+        ------
+        ppd.errors.FinalError
+            Raised if it is, or if this is not the first attempt and nobody
+            can tell.
+        """
+        stored = self.stored(visits, key.detector)
+        if stored.may_be and (stored.certain or key.attempt > 1):
+            raise FinalError(f"{stored.text}; it is not processed again")
+
+    def _connect(self) -> Apdb:
+        if self._apdb is None:
+            # Only some sites have an APDB; its libraries are not small.
+            from lsst.dax.apdb import Apdb
+
+            self._apdb = Apdb.from_uri(self._config)
+        return self._apdb

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 __all__ = ["run_child"]
 
+import dataclasses
 import errno
 import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,13 @@ from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base import Pipeline
 
 from ..config import Settings
-from ..errors import FinalError, IgnorableVisitError, RetriableError
+from ..errors import RetriableError
 from ..instruments.description import InstrumentDescription
 from ..logs import bind, setup_logging
 from ..messages import (
     CancelWork,
     ChildDone,
     ChildReady,
-    FailureClass,
     Job,
     NoMoreRaws,
     PermitGrant,
@@ -34,28 +34,24 @@ from ..messages import (
     RawArrived,
 )
 from ..visit import BareVisit
-from .apdb_guard import apdb_has
+from .apdb_guard import ApdbGuard
 from .containment import Terminated, leave_folder, settle_process
-from .execute import NoPipelineError, PipelineFailedError, run_first_possible
+from .execute import Candidate, NoPipelineError, PipelineFailedError, prepare, run_first_possible
+from .failures import KilledError, MismatchError, NoRawError, judge
+from .graphs import Scope
 from .handover import HandOver, find_outputs, hand_over
 from .inherited import Inherited
 from .link import ChildLink, LinkClosedError
 from .local_repo import clone_repo, remove_repo
+from .phases import CutShort, may_be_cut_short
 from .preload import put_preload_products
 from .raws import RawTaker
+from .remains import open_remains
 from .visits import define_visits
 
 _LOG = logging.getLogger(__name__)
 
 _SPOOL_RETRY_SECONDS = 1.0
-
-
-class _NoRawError(RetriableError):
-    """Raised when the time for raws is over and there is none to process."""
-
-
-class _MismatchError(RetriableError):
-    """Raised when the inputs for what the header says are not there; another try gets the same."""
 
 
 def run_child(
@@ -99,8 +95,7 @@ def run_child(
     )
     code = 1
     try:
-        life.start(forked)
-        done = life.process()
+        done = life.look_back() or life.live(forked)
         code = 0 if done.success else 1
     except LinkClosedError as e:
         _LOG.error("The supervisor is gone: %s", e)
@@ -108,9 +103,9 @@ def run_child(
     except Terminated:
         # Whatever was running is over; SIGKILL would follow a second delay.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        done = life.fail("ended by SIGTERM", None)
+        done = life.fail(RetriableError("ended by SIGTERM"))
     except BaseException as e:
-        done = life.fail(f"{type(e).__name__}: {e}", e)
+        done = life.fail(e)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         remove_repo(Path(job.local_repo))
@@ -140,70 +135,95 @@ class _Life:
         self.link = ChildLink(job.endpoint, job.key, settings.heartbeat_interval)
         self.butler: Butler | None = None
         self.raw_run = f"{job.key.instrument}/raw/all"
-        self.visit_ids: tuple[int, ...] = ()
+        self.guard = ApdbGuard(settings.apdb_config)
+        self.visits: tuple[int, ...] = ()
         self.main_started = False
         self.pipeline: str | None = None
 
-    def start(self, forked: float) -> None:
+    def look_back(self) -> ChildDone | None:
+        """Look what a killed attempt left; the last word is said if nothing may follow it."""
+        left = self.job.predecessor
+        if left is None:
+            return None
+        self.link.enter("looking_back")
+        folder = Path(left.local_repo)
+        try:
+            remains = open_remains(folder, self.key)
+            self.butler, self.visits = remains.butler, remains.visits
+        except Exception:
+            # Killed before there was anything to look at; this attempt asks the APDB itself.
+            _LOG.exception("What the last attempt left in %s can't be opened.", folder)
+        try:
+            if not left.last and not self.guard.stored(self.visits, self.key.detector).may_be:
+                self.butler, self.visits = None, ()
+                return None
+            self.main_started = True
+            return self.fail(KilledError(left.reason))
+        finally:
+            remove_repo(folder)
+
+    def live(self, forked: float) -> ChildDone:
+        """Do all that a detector-visit takes."""
+        self._start(forked)
+        return self._process()
+
+    def _start(self, forked: float) -> None:
         """Open the clone and put what pre-processing needs into it."""
         self.butler = clone_repo(Path(self.job.local_repo), self.job.cache, self.inherited.template)
         opened = time.time() - forked
         put_preload_products(self.butler, self.visit, self.job, self.settings, self.description)
         self.link.send(ChildReady(key=self.key, pid=os.getpid(), seconds=time.time() - forked, opened=opened))
 
-    def process(self) -> ChildDone:
+    def _process(self) -> ChildDone:
         """Run pre-processing, wait for raws, run the main pipeline, hand over."""
         assert self.butler is not None
         self._preprocess()
+        # All that can be done before the raws are there is done while nobody waits for it.
+        self.link.send(PermitReturn(key=self.key))
+        self.link.enter("waiting_raws")
+        self.butler.collections.register(self.raw_run)
+        main = self._candidates(self.job.main)
+        self.guard.open()
         raws = RawTaker(
             self.butler, self.job, self.visit, self.settings, self.description, self.raw_run, self._event
         )
         self._take_raws(raws)
         if not raws.exposures:
             reasons = "; ".join(r.reason for r in raws.refusals) or "none was seen"
-            error = RetriableError if raws.may_come_right else _NoRawError
+            error = RetriableError if raws.may_come_right else NoRawError
             raise error(f"no usable raw came ({reasons})")
-        self.visit_ids = define_visits(self.butler, list(raws.exposures.values()), self.description)
-        if self.key.attempt > 1:
-            stored = apdb_has(self.settings.apdb_config, self.visit_ids, self.key.detector)
-            if stored:
-                raise FinalError("an earlier attempt has stored its sources in the APDB")
+        self.visits = define_visits(self.butler, list(raws.exposures.values()), self.description)
+        self.guard.check(self.visits, self.key)
         self._permit("main")
         self.link.enter("main")
         self._event("main_start")
-        where = (
-            f"instrument='{self.key.instrument}' AND detector={self.key.detector} "
-            f"AND group='{self.key.group}' "
-            f"AND exposure IN ({', '.join(str(e) for e in sorted(raws.exposures))})"
-        )
+        scope = dataclasses.replace(self._scope, exposures=tuple(raws.exposures), visits=self.visits)
         try:
-            self.pipeline = self._run(self.job.main, where)
+            self.pipeline = self._run(main, scope, self._main_begins)
         except NoPipelineError as e:
             if raws.mismatches:
-                raise _MismatchError(f"{'; '.join(raws.mismatches)}; no main pipeline can run: {e}") from e
+                raise MismatchError(f"{'; '.join(raws.mismatches)}; no main pipeline can run: {e}") from e
             raise RetriableError(f"no main pipeline can run: {e}") from e
         self._event("pipeline_end", pipeline=self.pipeline, success=True)
         return self._hand_over(success=True)
 
-    def fail(self, reason: str, error: BaseException | None) -> ChildDone:
+    def fail(self, error: BaseException) -> ChildDone:
         """Class a failure and hand over what there is if it is final."""
         if isinstance(error, PipelineFailedError):
             self.pipeline = error.pipeline
-        failure = self._class_of(error)
-        _LOG.error("Failed (%s): %s", failure, reason, exc_info=error if error else None)
+        verdict = judge(error, self.main_started, self.guard, self.visits, self.key.detector)
+        _LOG.error("Failed (%s): %s", verdict.failure, verdict.reason, exc_info=error)
         if self.main_started:
             self._event("pipeline_end", pipeline=self.pipeline, success=False)
         done = ChildDone(
             key=self.key,
             success=False,
-            reason=reason[:2000],
-            failure=failure,
+            reason=verdict.reason[:2000],
+            failure=verdict.failure,
             pipeline=self.pipeline,
-            # The supervisor would only feed the next attempt the same raws.
-            retry=not isinstance(error, _NoRawError | _MismatchError)
-            and not getattr(error, "repeatable", False),
+            retry=verdict.retry,
         )
-        if failure != "final" or self.butler is None:
+        if verdict.failure != "final" or self.butler is None:
             return done
         try:
             handed = self._hand_over(success=False)
@@ -217,17 +237,10 @@ class _Life:
         self.link.send(done)
         self.link.close()
 
-    def _class_of(self, error: BaseException | None) -> FailureClass:
-        """Class a failure from what is known to have changed (invariant 7)."""
-        if isinstance(error, IgnorableVisitError):
-            return "ignorable"
-        if isinstance(error, FinalError):
-            return "final"
-        if not self.main_started:
-            return "retriable"
-        return (
-            "final" if apdb_has(self.settings.apdb_config, self.visit_ids, self.key.detector) else "retriable"
-        )
+    @property
+    def _scope(self) -> Scope:
+        key = self.key
+        return Scope(key.instrument, key.group, key.detector, self.settings.skymap)
 
     def _preprocess(self) -> None:
         if not self.job.preprocessing:
@@ -235,48 +248,36 @@ class _Life:
         self._permit("preprocess")
         self.link.enter("preprocess")
         self._event("preprocess_start")
-        where = (
-            f"instrument='{self.key.instrument}' AND detector={self.key.detector} "
-            f"AND group='{self.key.group}'"
-        )
         success, reason = True, ""
         try:
-            self._run(self.job.preprocessing, where, main=False)
-        except (NoPipelineError, PipelineFailedError) as e:
+            with may_be_cut_short():
+                self._run(self._candidates(self.job.preprocessing), self._scope, lambda path, task: None)
+        except (NoPipelineError, PipelineFailedError, CutShort) as e:
             # The main pipeline goes on without: that is better than nothing.
             success, reason = False, str(e)
             _LOG.error("Pre-processing failed; the main pipeline goes on without it: %s", e)
         self._event("preprocess_end", success=success, reason=reason[:500])
 
-    def _run(self, order: tuple[str, ...], where: str, main: bool = True) -> str:
+    def _candidates(self, order: tuple[str, ...]) -> list[Candidate]:
         assert self.butler is not None
-        if self.settings.skymap:
-            where += f" AND skymap='{self.settings.skymap}'"
-        done_runs = [self.job.runs[p] for p in self.job.preprocessing] if main else []
-        inputs = list(dict.fromkeys([*done_runs, self.job.runs["NoPipeline"], self.raw_run]))
+        job = self.job
+        done_runs = [job.runs[p] for p in job.preprocessing] if order is job.main else []
+        inputs = [*done_runs, job.runs["NoPipeline"], *([self.raw_run] if order is job.main else [])]
+        inputs = list(dict.fromkeys([*inputs, *job.cache.collections]))
+        return prepare(self.butler, self.pipelines, order, job.runs, inputs)
 
-        def started(path: str, task: str) -> None:
-            if main:
-                self.main_started = True
-                self._event("first_task", pipeline=path, task=task)
+    def _main_begins(self, path: str, task: str) -> None:
+        self.main_started = True
+        self._event("first_task", pipeline=path, task=task)
 
-        return run_first_possible(
-            self.butler,
-            self.pipelines,
-            order,
-            self.job.runs,
-            [*inputs, *self.job.cache.collections],
-            where,
-            {"instrument": self.key.instrument, "group": self.key.group, "detector": self.key.detector},
-            started,
-            self.inherited,
-            self.settings.child_memory,
-        )
+    def _run(self, candidates: list[Candidate], scope: Scope, started: Callable[[str, str], None]) -> str:
+        key = self.key
+        provenance = {"instrument": key.instrument, "group": key.group, "detector": key.detector}
+        memory = self.settings.child_memory
+        return run_first_possible(candidates, scope, provenance, started, self.inherited, memory)
 
     def _take_raws(self, raws: RawTaker) -> None:
         """Take raws until all expected are here or the supervisor says enough."""
-        self.link.enter("waiting_raws")
-        self.link.send(PermitReturn(key=self.key))
         deadline = time.monotonic() + self.settings.worker_timeout
         while time.monotonic() < deadline:
             if self.visit.nimages and len(raws.exposures) >= self.visit.nimages:

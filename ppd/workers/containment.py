@@ -28,6 +28,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from ..messages import CHILD_VARIABLE, MARK_BYTES, Job
+from .phases import ignore_cuts
 from .segments import record_segments
 
 _LOG = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def settle_process(job: Job) -> TextIO:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_cuts()
     return log
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["NoPipelineError", "PipelineFailedError", "run_first_possible"]
+__all__ = ["Candidate", "NoPipelineError", "PipelineFailedError", "prepare", "run_first_possible"]
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ..errors import one_line
 from .containment import Terminated, contained
+from .graphs import Scope, build_graph
 from .inherited import Inherited
 from .read_through import ReadThroughButler
 
@@ -59,13 +61,57 @@ class _AnnouncingFactory(TaskFactory):
         return task
 
 
-def run_first_possible(
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A pipeline that may be run, with what can be prepared before its inputs are all there."""
+
+    path: str
+    pipeline: Pipeline
+    butler: Butler
+    """Reads the pipeline's inputs and writes to its run."""
+    executor: SeparablePipelineExecutor
+
+
+def prepare(
     butler: Butler,
     pipelines: Mapping[str, Pipeline],
     order: Sequence[str],
     runs: Mapping[str, str],
     inputs: Sequence[str],
-    where: str,
+) -> list[Candidate]:
+    """Prepare to run one of several pipelines.
+
+    Parameters
+    ----------
+    butler : `lsst.daf.butler.Butler`
+        The child's repo, which has all these collections.
+    pipelines : `~collections.abc.Mapping` [ `str`, `lsst.pipe.base.Pipeline` ]
+        Pipelines by path, as the nursery has built them.
+    order : sequence of `str`
+        Paths in order of preference.
+    runs : `~collections.abc.Mapping` [ `str`, `str` ]
+        Output run by path.
+    inputs : sequence of `str`
+        Input collections, first searched first.
+
+    Returns
+    -------
+    candidates : `list` [ `Candidate` ]
+        In order of preference.
+    """
+    candidates = []
+    for path in order:
+        run = runs[path]
+        # The run itself comes first: init-outputs were written by ppd-init.
+        scoped = Butler.from_config(butler=butler, collections=[run, *inputs], run=run)
+        executor = SeparablePipelineExecutor(scoped, skip_existing_in=[run], raise_on_partial_outputs=False)
+        candidates.append(Candidate(path, pipelines[path], scoped, executor))
+    return candidates
+
+
+def run_first_possible(
+    candidates: Sequence[Candidate],
+    scope: Scope,
     provenance: Mapping[str, object],
     started: Callable[[str, str], None],
     inherited: Inherited,
@@ -75,18 +121,10 @@ def run_first_possible(
 
     Parameters
     ----------
-    butler : `lsst.daf.butler.Butler`
-        The child's repo.
-    pipelines : `~collections.abc.Mapping` [ `str`, `lsst.pipe.base.Pipeline` ]
-        Pipelines by path, as the nursery has built them.
-    order : sequence of `str`
-        Paths in order of preference.
-    runs : `~collections.abc.Mapping` [ `str`, `str` ]
-        Output run by path.
-    inputs : sequence of `str`
-        Input collections, first searched first.
-    where : `str`
-        Data query.
+    candidates : sequence of `Candidate`
+        Pipelines in order of preference.
+    scope : `ppd.workers.graphs.Scope`
+        What to run them on.
     provenance : `~collections.abc.Mapping`
         Data ID of the ``prompt_provenance`` dataset; empty: none is kept.
     started : callable
@@ -110,14 +148,11 @@ def run_first_possible(
         Raised if the one that started failed.
     """
     refusals: list[str] = []
-    for path in order:
-        run = runs[path]
-        # The run itself comes first: init-outputs were written by ppd-init.
-        scoped = Butler.from_config(butler=butler, collections=[run, *inputs], run=run)
-        serving = ReadThroughButler(scoped, inherited)
-        executor = SeparablePipelineExecutor(scoped, skip_existing_in=[run], raise_on_partial_outputs=False)
+    for candidate in candidates:
+        path = candidate.path
+        serving = ReadThroughButler(candidate.butler, inherited)
         try:
-            graph = executor.build_quantum_graph(pipelines[path], where=where)
+            graph = build_graph(candidate.executor, candidate.butler, candidate.pipeline, scope)
         except (QuantumGraphBuilderError, LookupError, FileNotFoundError) as e:
             refusals.append(f"{path}: {_named(e)}")
             continue
@@ -128,10 +163,10 @@ def run_first_possible(
             _LOG.warning("Fell back: %s", refusal)
         try:
             with contained(memory):
-                executor.run_pipeline(
+                candidate.executor.run_pipeline(
                     graph,
                     graph_executor=_graph_executor(serving, functools.partial(started, path)),
-                    provenance_dataset_ref=_provenance(scoped, provenance),
+                    provenance_dataset_ref=_provenance(candidate.butler, provenance),
                 )
         except Terminated:
             raise
