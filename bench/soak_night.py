@@ -169,7 +169,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=default, help="file for the figures")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _end)
     with contextlib.ExitStack() as stack:
         if arguments.keep is not None:
             folder = arguments.keep.resolve()
@@ -193,6 +193,11 @@ def main() -> int:
         print(f"Wrong: {fault}")
     print(f"{arguments.out} has the figures.")
     return 1 if faults else 0
+
+
+def _end(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would disturb the clean-up
+    sys.exit(128 + number)
 
 
 def _count(limit: int) -> Callable[[str], int]:
