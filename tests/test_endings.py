@@ -70,9 +70,18 @@ def _in_spool(settings: Settings, d: DetectorVisit, success: bool) -> None:
     (entry / "manifest.json").write_text(json.dumps(manifest))
 
 
+def _settle(endings: Endings, d: DetectorVisit) -> None:
+    """Settle in as many turns of the loop as it takes."""
+    before = (d.state, d.attempt)
+    for _ in range(2):
+        if (d.state, d.attempt) == before:
+            endings.settle(d)
+
+
 def test_success(endings: Endings, d: DetectorVisit, settings: Settings, released: list) -> None:
-    _says(d, success=True, entry="e", datasets=5, pipeline="Isr.yaml")
-    endings.settle(d)
+    _in_spool(settings, d, success=True)
+    _says(d, success=True, entry=d.key.file_name, datasets=5, pipeline="Isr.yaml")
+    _settle(endings, d)
     assert d.state is State.HANDED_OVER
     assert released == [d]
     assert not local_repo(settings, d).exists()
@@ -80,14 +89,14 @@ def test_success(endings: Endings, d: DetectorVisit, settings: Settings, release
 
 def test_success_without_outputs(endings: Endings, d: DetectorVisit) -> None:
     _says(d, success=True)
-    endings.settle(d)
+    _settle(endings, d)
     assert d.state is State.EXPORTED
 
 
 def test_exported_before_the_news_of_its_end(endings: Endings, d: DetectorVisit) -> None:
     d.exported = True
     _says(d, success=True, entry="e")
-    endings.settle(d)
+    _settle(endings, d)
     assert d.state is State.EXPORTED
 
 
@@ -100,7 +109,7 @@ def test_killed_after_its_hand_over(
     d.exit_code = -9
     if said:
         _says(d, success=False, failure="retriable", reason="ended by SIGTERM")
-    endings.settle(d)
+    _settle(endings, d)
     assert (d.state, d.attempt) == (State.HANDED_OVER, 1)
 
 
@@ -108,7 +117,7 @@ def test_killed_after_a_failures_hand_over(
     endings: Endings, d: DetectorVisit, settings: Settings, ledger: Ledger
 ) -> None:
     _in_spool(settings, d, success=False)
-    endings.settle(d)
+    _settle(endings, d)
     assert d.state is State.HANDED_OVER
     assert "before it said why" in d.lost_cause
     assert ledger.counters["failed"] == 1
@@ -116,7 +125,7 @@ def test_killed_after_a_failures_hand_over(
 
 def test_killed_is_tried_again(endings: Endings, d: DetectorVisit, ledger: Ledger, released: list) -> None:
     d.exit_code = -9
-    endings.settle(d)
+    _settle(endings, d)
     assert (d.state, d.attempt) == (State.WAITING, 2)
     assert d.not_before > time.monotonic()
     assert "SIGKILL while main" in ledger.counters.errors()[-1]["message"]
@@ -126,10 +135,10 @@ def test_killed_is_tried_again(endings: Endings, d: DetectorVisit, ledger: Ledge
 def test_not_for_ever(endings: Endings, d: DetectorVisit, settings: Settings) -> None:
     for _ in range(settings.retries):
         _says(d, success=False, failure="retriable", reason="bad luck")
-        endings.settle(d)
+        _settle(endings, d)
         assert d.state is State.WAITING
     _says(d, success=False, failure="retriable", reason="bad luck")
-    endings.settle(d)
+    _settle(endings, d)
     assert d.state is State.FAILED
     assert d.reason == "bad luck"
 
@@ -147,14 +156,17 @@ def test_not_tried_again(endings: Endings, d: DetectorVisit, why: str, released:
         d.expires = time.time() - 1.0
     if why == "took too long":
         d.may_retry = False
-    endings.settle(d)
+    _settle(endings, d)
     assert (d.state, d.attempt) == (State.FAILED, 1)
     assert released == [d]
 
 
-def test_final_failure_with_outputs(endings: Endings, d: DetectorVisit, ledger: Ledger) -> None:
-    _says(d, success=False, failure="final", reason="the APDB has it", entry="e", datasets=3)
-    endings.settle(d)
+def test_final_failure_with_outputs(
+    endings: Endings, d: DetectorVisit, ledger: Ledger, settings: Settings
+) -> None:
+    _in_spool(settings, d, success=False)
+    _says(d, success=False, failure="final", reason="the APDB has it", entry=d.key.file_name, datasets=3)
+    _settle(endings, d)
     assert d.state is State.HANDED_OVER
     assert d.lost_cause == "the APDB has it"
     assert ledger.counters["failed"] == 1
@@ -165,7 +177,7 @@ def test_at_a_stop_it_is_left_for_the_next_start(endings: Endings, d: DetectorVi
     endings.stopping = True
     d.termination = "ppd stops"
     _says(d, success=False, failure="retriable", reason="ended by SIGTERM")
-    endings.settle(d)
+    _settle(endings, d)
     assert d.state is State.WAITING
     assert ledger.counters["failed"] == 0
     ledger.journal.commit()
@@ -190,5 +202,51 @@ def test_entry_that_is_not_there(endings: Endings, d: DetectorVisit, success: bo
     _says(
         d, success=success, entry="no-such-entry", datasets=5, reason="", failure=None if success else "final"
     )
-    endings.settle(d)
+    _settle(endings, d)
     assert d.state is not State.HANDED_OVER
+
+
+def test_what_a_killed_attempt_left_is_kept(endings: Endings, d: DetectorVisit, settings: Settings) -> None:
+    """The next attempt looks into it; when no other may follow, looking is all that it does."""
+    left = local_repo(settings, d)
+    d.exit_code = -9
+    _settle(endings, d)
+    assert (d.state, d.attempt) == (State.WAITING, 2)
+    assert d.predecessor is not None
+    assert (d.predecessor.local_repo, d.predecessor.last) == (str(left), False)
+    assert left.exists()
+    d.state, d.exited_at, d.exit_code, d.phase = State.RUNNING, time.monotonic() - 10.0, -9, "main"
+    second = local_repo(settings, d)
+    second.mkdir()
+    _settle(endings, d)
+    assert (d.state, d.attempt) == (State.WAITING, 3)
+    assert d.predecessor is not None
+    assert (d.predecessor.local_repo, d.predecessor.last) == (str(second), True)
+    assert not left.exists()
+    # The look is bounded too: it is tried three times in all.
+    for attempt in (4, 5):
+        d.state, d.exited_at, d.exit_code = State.FORKED, time.monotonic() - 10.0, -9
+        _settle(endings, d)
+        assert (d.state, d.attempt) == (State.WAITING, attempt)
+        assert second.exists()
+    d.state, d.exited_at, d.exit_code = State.FORKED, time.monotonic() - 10.0, -9
+    _settle(endings, d)
+    assert d.state is State.FAILED
+    assert not second.exists()
+
+
+def test_killed_before_its_main_pipeline(endings: Endings, d: DetectorVisit, settings: Settings) -> None:
+    d.state, d.phase, d.exit_code = State.READY, "waiting_raws", -9
+    _settle(endings, d)
+    assert d.predecessor is None
+    assert not local_repo(settings, d).exists()
+
+
+def test_exported_while_it_was_looked_for(endings: Endings, d: DetectorVisit) -> None:
+    """The exporter's report may come after the look at the spool: nothing is decided before."""
+    _says(d, success=True, entry=d.key.file_name)
+    endings.settle(d)
+    assert d.state is State.RUNNING
+    d.exported = True
+    endings.settle(d)
+    assert d.state is State.EXPORTED

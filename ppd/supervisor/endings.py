@@ -53,11 +53,17 @@ class Endings:
         return d.exited_at is not None and (d.done is not None or now >= d.exited_at + _LAST_WORD_SECONDS)
 
     def settle(self, d: DetectorVisit) -> None:
-        """Decide, once the child is gone; `due` says when."""
+        """Decide, once the child is gone; `due` says when.
+
+        What the exporter has said meanwhile may have to be heard first; then
+        nothing is decided, and it is to be called again in the next turn.
+        """
         repo = local_repo(self._settings, d)
         spool = Path(self._settings.spool_dir)
         shutil.rmtree(spool / "building" / d.key.file_name, ignore_errors=True)
         done = self._last_word(d)
+        if done is None:
+            return
         if d.termination:
             done = done.model_copy(update={"reason": f"{d.termination}; {done.reason}"})
         left = self._left_behind(d, done)
@@ -116,30 +122,38 @@ class Endings:
         d.looks += 1
         d.predecessor = left
 
-    def _last_word(self, d: DetectorVisit) -> ChildDone:
+    def _last_word(self, d: DetectorVisit) -> ChildDone | None:
         """Return what a child said last, or say for it what it could not say itself."""
+        said = d.done
+        if said is not None and not said.entry and said.success:
+            return said
         ready = find_ready(Path(self._settings.spool_dir), d.key)
         if ready is not None or d.exported:
+            if said is not None and said.entry:
+                return said
             # Ended between the hand-over and its last message: nothing is
             # lost, and another try would make the same outputs twice.
             success = ready is None or ready.success
-            if d.done is not None and d.done.entry:
-                return d.done
             return ChildDone(
                 key=d.key,
                 success=success,
                 entry=d.key.file_name,
                 failure=None if success else "final",
-                reason=d.done.reason if d.done else "its pipeline failed; its child ended before it said why",
+                reason=said.reason if said else "its pipeline failed; its child ended before it said why",
             )
-        reason = f"its child ended by {_ending(d.exit_code)} while {d.phase or 'starting'}"
-        if d.exit_code is not None and d.exit_code >= 0 and d.phase in _TASK_PHASES:
-            reason += ", without a last word: a task may have called os._exit"
-        if d.done is not None and d.done.entry:
+        if not d.looked_for:
+            # The exporter reports first and takes it out of the spool afterwards.
+            d.looked_for = True
+            return None
+        ending = f"its child ended by {_ending(d.exit_code)} while {d.phase or 'starting'}"
+        if said is not None and said.entry:
             # What it names is not there: it is no word of a child of ours.
-            reason = f"the outputs that its child spoke of are not in the spool; {reason}"
-            return ChildDone(key=d.key, success=False, reason=reason, failure="retriable")
-        return d.done or ChildDone(key=d.key, success=False, reason=reason, failure="retriable")
+            ending = f"the outputs that its child spoke of are not in the spool; {ending}"
+        elif said is not None:
+            return said
+        if d.exit_code is not None and d.exit_code >= 0 and d.phase in _TASK_PHASES:
+            ending = f"{ending}, without a last word: a task may have called os._exit"
+        return ChildDone(key=d.key, success=False, reason=ending, failure="retriable")
 
     def _succeed(self, d: DetectorVisit, done: ChildDone) -> None:
         self._ledger.counters.add("succeeded")

@@ -152,11 +152,13 @@ class Exporter:
                 except Exception as e_one:
                     _LOG.exception("Hand-over %s can't be exported.", entry.name)
                     self._set_aside(entry, manifest.key, f"{type(e_one).__name__}: {e_one}")
-        for entry, _ in done:
-            discard(entry)
         if done:
+            # Said first: between the two, a child that was killed at its last word
+            # would seem to have handed over nothing.
             report = tuple((m.key, len(m.datasets)) for _, m in done)
             self._inbox.put(Exported(report, time.monotonic() - begin))
+        for entry, _ in done:
+            discard(entry)
 
     def _ingest(self, batch: list[tuple[Path, Manifest]]) -> None:
         """Write a batch to central; a repeat writes nothing new."""

@@ -137,7 +137,8 @@ class Lifecycle:
             self.raws.of(visit.groupId, detector)
         self._sources.expect(visit, entry.detectors, self._raws_until(entry))
         entry = self.table.add(entry)
-        entry.resolve_at = time.monotonic() + delay
+        entry.taken_on = time.monotonic()
+        entry.resolve_at = entry.taken_on + delay
 
     def resolved(self, answer: Resolved) -> None:
         """Take the inputs of a visit, or the reason why there are none."""
@@ -333,7 +334,7 @@ class Lifecycle:
             if entry.resolve_at is not None and now >= entry.resolve_at:
                 entry.resolve_at = None
                 self._resolve(entry)
-            if not entry.over and time.time() > entry.accepted + self.settings.inputs_timeout:
+            if not entry.over and now > entry.taken_on + self.settings.inputs_timeout:
                 self._give_up_inputs(entry)
         self._containment.turn(self.table.live(), now)
         for d in self.table.live():

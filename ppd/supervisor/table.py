@@ -79,6 +79,8 @@ class DetectorVisit:
     done: ChildDone | None = None
     exited_at: float | None = None
     exit_code: int | None = None
+    looked_for: bool = False
+    """Whether its hand-over was looked for in vain after its child had ended."""
     not_before: float = 0.0
     reason: str = ""
     exported: bool = False
@@ -109,7 +111,7 @@ class DetectorVisit:
         self.state = State.WAITING
         self.pid = self.identity = self.raws_until = self.terminated_at = None
         self.done = self.exited_at = self.exit_code = None
-        self.told_no_more = self.exported = False
+        self.told_no_more = self.exported = self.looked_for = False
         self.may_retry = True
         self.phase = self.termination = ""
         self.cut_at = self.predecessor = None
@@ -131,6 +133,8 @@ class VisitEntry:
     """Whether it was announced for one detector: the others' messages are coming."""
     resolve_at: float | None = None
     """When to ask for its inputs again, monotonic seconds."""
+    taken_on: float = 0.0
+    """When this supervisor took it on, or the last of its detectors, monotonic seconds."""
     tries: int = 0
     inputs: list[VisitInputs] = dataclasses.field(default_factory=list)
     """What was found for its detectors, one part for each search."""
