@@ -8,9 +8,9 @@ import dataclasses
 import logging
 from collections.abc import Iterable
 
-from lsst.daf.butler import Butler, DataCoordinate, DimensionGroup
+from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DimensionGroup
 from lsst.pipe.base import Pipeline
-from lsst.pipe.base.pipeline_graph import PipelineGraph
+from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskNode
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from lsst.pipe.base.trivial_quantum_graph_builder import TrivialQuantumGraphBuilder
@@ -91,34 +91,68 @@ def build_graph(
 
     Notes
     -----
-    Where all quanta and all datasets (but for prerequisites, which tasks look
-    up by themselves) have one data ID, the graph follows from it without a
-    query for its rows.  Templates by patch, for example, take the general way.
+    Where all quanta have one data ID, the graph follows from it, with a query
+    for each input of other dimensions (such as templates by patch) alone.
     """
     graph = pipeline.to_graph(butler.registry)
-    data_ids = _data_ids(butler, graph, scope) if fast else None
     with butler.registry.caching_context():
-        if data_ids is not None:
+        found = _find_inputs(butler, graph, scope) if fast else None
+        if found is not None:
             return executor.build_quantum_graph(
-                pipeline, builder_class=TrivialQuantumGraphBuilder, data_ids=data_ids
+                pipeline,
+                builder_class=TrivialQuantumGraphBuilder,
+                data_ids=found.data_ids,
+                input_refs=found.refs,
             )
-        dimensions = {name for task in graph.tasks.values() for name in task.dimensions.names}
-        return executor.build_quantum_graph(pipeline, where=scope.where(dimensions))
+        return executor.build_quantum_graph(pipeline, where=scope.where(_names(graph.tasks.values())))
 
 
-def _data_ids(
-    butler: Butler, graph: PipelineGraph, scope: Scope
-) -> dict[DimensionGroup, DataCoordinate] | None:
-    """Data ID by dimensions, if there is one for all that the graph needs."""
+@dataclasses.dataclass
+class _Inputs:
+    """What a graph needs to be built without a query for its rows."""
+
+    data_ids: dict[DimensionGroup, DataCoordinate]
+    refs: dict[str, dict[str, list[DatasetRef]]] = dataclasses.field(default_factory=dict)
+    """Inputs of other dimensions than the data IDs', by task and connection."""
+
+
+def _find_inputs(butler: Butler, graph: PipelineGraph, scope: Scope) -> _Inputs | None:
+    """Find the data ID for each of a graph's dimensions; `None`: the fast way does not hold."""
     own = scope.data_id
-    if own is None:
+    if own is None or not _names(graph.tasks.values()) <= own.keys() | _implied(butler, own):
         return None
-    needed = {task.dimensions for task in graph.tasks.values()}
-    needed |= {node.dimensions for node in graph.dataset_types.values() if not node.is_prerequisite}
-    names = set().union(*(dimensions.required for dimensions in needed))
-    if not names <= own.keys():
-        return None
-    whole = butler.registry.expandDataId(
-        {name: value for name, value in own.items() if name in names or name in ("instrument", "detector")}
-    )
-    return {dimensions: whole.subset(dimensions) for dimensions in needed}
+    known = {name: value for name, value in own.items() if name != "skymap"}
+    whole = butler.registry.expandDataId(known)
+    found = _Inputs({})
+    for name, node in graph.dataset_types.items():
+        if node.is_prerequisite or node.dimensions in found.data_ids:
+            continue
+        if node.dimensions <= whole.dimensions:
+            found.data_ids[node.dimensions] = whole.subset(node.dimensions)
+            continue
+        if graph.producer_of(name) is not None:
+            return None
+        refs = butler.query_datasets(
+            node.dataset_type,
+            where=scope.where(whole.dimensions.names),
+            with_dimension_records=True,
+            explain=False,
+        )
+        if not refs:
+            return None  # the general way says what is missing
+        for edge in graph.consuming_edges_of(name):
+            found.refs.setdefault(edge.task_label, {})[edge.connection_name] = refs
+        # The builder asks for one data ID also where it has been given references.
+        found.data_ids[node.dimensions] = refs[0].dataId
+    for task in graph.tasks.values():
+        found.data_ids[task.dimensions] = whole.subset(task.dimensions)
+    return found
+
+
+def _names(nodes: Iterable[TaskNode]) -> set[str]:
+    return {name for node in nodes for name in node.dimensions.names}
+
+
+def _implied(butler: Butler, data_id: dict[str, str | int]) -> set[str]:
+    """Names of the dimensions that a data ID implies."""
+    return set(butler.dimensions.conform(data_id.keys()).names)
