@@ -237,11 +237,17 @@ class Settings(_Frozen):
     raw_settle: _Seconds = 1.0
     """Seconds for which a raw written in place must not change before it counts as complete."""
 
+    raw_observer: Literal["auto", "inotify", "polling"] = "auto"
+    """How raws are noticed; ``auto``: by inotify, and by polling on network file systems."""
+
     raw_keep_seconds: _Seconds = 3600.0
     """Seconds for which a raw that came before its visit is remembered."""
 
     raw_keep_count: _Count = 10_000
     """How many such raws are remembered."""
+
+    ingest: Literal["auto", "site", "own"] = "auto"
+    """Whose code ingests raws and defines visits; ``auto``: the site's `lsst.obs.base` where it is."""
 
     image_timeout: _Seconds = 20.0
     """Seconds to wait for a raw beyond twice the visit's duration (IMAGE_TIMEOUT)."""

@@ -146,7 +146,15 @@ class Supervisor:
         )
         names = {d.name: d.id for d in description.focal_plane.detectors}
         self.sources = [
-            DirectorySource(d, settings.raw_settle, self.inbox.put, detectors=names)
+            DirectorySource(
+                d,
+                settings.raw_settle,
+                self.inbox.put,
+                detectors=names,
+                observer=settings.raw_observer,
+                # No visit that is older is taken up again.
+                keep=max(settings.raw_keep_seconds, settings.message_expiration),
+            )
             for d in settings.raw_dirs
         ]
 
