@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from repo_support import needs_root, small_tmpfs, wait_for
@@ -27,22 +28,26 @@ _BLOCK = b"0123456789abcdef" * 64
 class Watched:
     """A source and what it has reported."""
 
-    def __init__(self, root: Path, **options: float):
+    def __init__(self, root: Path, **options: Any):
         self.root = root
         self.seen: list[Candidate] = []
         self.source = DirectorySource(root, SETTLE, self.seen.append, **options)
 
     def path(self, group: str = "g", name: str = "a.fits") -> Path:
-        path = self.root / "GridCam" / "4" / group / "0" / "17" / "r_1" / name
+        path = self.root / self.path_below(group, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def path_below(self, group: str = "g", name: str = "a.fits") -> Path:
+        return Path("GridCam") / "4" / group / "0" / "17" / "r_1" / name
 
     def sizes(self, path: Path) -> list[int]:
         return [c.size for c in self.seen if c.uri == str(path)]
 
-    def wait_for(self, path: Path, size: int | None = None) -> Candidate:
+    def wait_for(self, path: Path, size: int | None = None, seconds: float = 10.0) -> Candidate:
         return wait_for(
-            lambda: next((c for c in self.seen if c.uri == str(path) and size in (None, c.size)), None)
+            lambda: next((c for c in self.seen if c.uri == str(path) and size in (None, c.size)), None),
+            seconds,
         )
 
 

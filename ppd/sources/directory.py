@@ -102,6 +102,7 @@ class DirectorySource:
         self._around: tuple[Mount, ...] = ()
         self._links = SymlinkedFolders(str(root))
         self._polled: str | None = None
+        self._must_poll: str | None = None
         self._was_there = False
         self._trouble: str | None = "it has not been looked at yet"
         self._heard = time.monotonic()
@@ -221,14 +222,13 @@ class DirectorySource:
     # The source's threads
 
     def _watch(self) -> None:
-        poll: str | None = None
         opened = checked = -math.inf
         try:
             while not self._stop.wait(_SCAN_INTERVAL if self._tried.is_set() else 0.0):
                 now = time.monotonic()
                 if self._observer is None:
                     if now >= opened + _OPEN_INTERVAL:
-                        self._open(poll)
+                        self._open()
                         opened = checked = time.monotonic()
                         self._tried.set()
                         if self._impossible is not None:
@@ -237,7 +237,7 @@ class DirectorySource:
                     self._observer.turn()
                     if now >= checked + _ROOT_INTERVAL:
                         checked = now
-                        poll = self._check_root() or poll
+                        self._check_root()
                 self.beat()
                 with _guarded(str(self.root)):
                     self._settling.look()
@@ -251,7 +251,7 @@ class DirectorySource:
             self._close()
             self._tried.set()
 
-    def _open(self, poll: str | None) -> None:
+    def _open(self) -> None:
         """Begin to watch the tree, if it is there."""
         try:
             if not self._was_there:
@@ -263,7 +263,7 @@ class DirectorySource:
             self._identity = (status.st_dev, status.st_ino)
             self._around = self._mounts()
             self._links = SymlinkedFolders(str(self.root))
-            self._polled = poll or choose(self._kind, self._around, self._links)
+            self._polled = self._must_poll or choose(self._kind, self._around, self._links)
             tree = self._begin()
         except OSError as e:
             if not self._was_there and isinstance(e, NotADirectoryError | FileExistsError):
@@ -294,34 +294,29 @@ class DirectorySource:
     def _mounts(self) -> tuple[Mount, ...]:
         return mounts_around(os.path.realpath(self.root), read_mounts())
 
-    def _check_root(self) -> str | None:
-        """End the watch of a tree that is no more what is at its place, or that can't go on.
-
-        Returns
-        -------
-        poll : `str` or `None`
-            Why inotify can't be had, if that was found.
-        """
+    def _check_root(self) -> None:
+        """End the watch of a tree that is no more what is at its place, or that can't go on."""
         assert self._observer is not None
         fault = self._observer.fault
         reason = fault.reason if fault is not None else None
+        if fault is not None and fault.unable:
+            self._must_poll = reason
         try:
             status = self.root.stat()
             if (status.st_dev, status.st_ino) != self._identity:
-                reason = "another is in its place"
+                reason, self._must_poll = "another is in its place", None
             elif reason is None and self._mounts() != self._around:
                 reason = "something was mounted or unmounted there"
             elif reason is None and self._polled is None:
                 # A link may lead to where inotify sees nothing.
-                reason = choose(self._kind, self._around, self._links)
+                reason = self._must_poll = choose(self._kind, self._around, self._links)
         except OSError as e:
             self._say(e.strerror or str(e))
             self._close()
-            return None
+            return
         if reason is not None:
             _LOG.warning("The watch of %s begins anew: %s.", self.root, reason)
             self._close()
-        return reason if fault is not None and fault.unable else None
 
     def _say(self, trouble: str) -> None:
         """Note what is wrong, and log it once."""
