@@ -41,12 +41,12 @@ from ..visit import BareVisit
 from .apdb_guard import apdb_has
 from .execute import NoPipelineError, PipelineFailedError, run_first_possible
 from .handover import HandOver, find_outputs, hand_over
+from .ingesting import choose_ingest
 from .inherited import Inherited
 from .link import ChildLink, LinkClosedError
 from .local_repo import clone_repo, remove_repo
 from .preload import put_preload_products
 from .raws import RawTaker
-from .visits import define_visits
 
 _LOG = logging.getLogger(__name__)
 
@@ -169,7 +169,10 @@ class _Life:
             reasons = "; ".join(r.reason for r in raws.refusals) or "none was seen"
             error = RetriableError if raws.may_come_right else _NoRawError
             raise error(f"no usable raw came ({reasons})")
-        self.visit_ids = define_visits(self.butler, list(raws.exposures.values()), self.description)
+        ingest = choose_ingest(self.settings.ingest, self.description)
+        self.visit_ids = ingest.define_visits(
+            self.butler, list(raws.exposures.values()), self.job.cache.collections
+        )
         if self.key.attempt > 1:
             stored = apdb_has(self.settings.apdb_config, self.visit_ids, self.key.detector)
             if stored:

@@ -20,7 +20,8 @@ from ..messages import Job, RawArrived
 from ..visit import BareVisit
 from .announced import missed_field, missed_filter, missed_rotation
 from .fetch import FetchError, fetch_raw
-from .ingest import RawExposure, ingest_raw, read_raw
+from .ingest import RawExposure, read_raw
+from .ingesting import choose_ingest
 
 _LOG = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class RawTaker:
         if mismatch is not None:
             self.mismatches.append(mismatch)
             _LOG.warning("Exposure %d: %s; it is processed as what it is.", raw.exposure, mismatch)
-        ingest_raw(self._butler, raw, self._run, self._description)
+        choose_ingest(self._settings.ingest, self._description).ingest(self._butler, raw, self._run)
         self.exposures[raw.exposure] = raw
         return Taken("ingested"), raw.exposure
 
