@@ -241,6 +241,9 @@ class Settings(_Frozen):
     raw_settle: _Seconds = 1.0
     """Seconds for which a raw written in place must not change before it counts as complete."""
 
+    raw_observer: Literal["auto", "inotify", "polling"] = "auto"
+    """How raws are noticed; ``auto``: by inotify, and by polling on network file systems."""
+
     raw_bucket: Annotated[str, pydantic.Field(pattern=r"^[^/\s]+$")] | None = None
     """S3 bucket that raws come into (IMAGE_BUCKET); credentials are found as boto3 does."""
 
@@ -264,6 +267,9 @@ class Settings(_Frozen):
 
     raw_keep_count: _Count = 10_000
     """How many such raws are remembered."""
+
+    ingest: Literal["auto", "site", "own"] = "auto"
+    """Whose code ingests raws and defines visits; ``auto``: the site's `lsst.obs.base` where it is."""
 
     image_timeout: _Seconds = 20.0
     """Seconds to wait for a raw beyond twice the visit's duration (IMAGE_TIMEOUT)."""

@@ -14,8 +14,9 @@ import astropy.io.fits
 import astropy.units as u
 import numpy as np
 import pytest
-from astro_metadata_translator import makeObservationInfo
-from astropy.coordinates import Angle, SkyCoord
+from astro_metadata_translator import ObservationInfo, makeObservationInfo
+from astropy.coordinates import AltAz, Angle, SkyCoord
+from astropy.time import Time, TimeDelta
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from lsst.daf.butler import Butler, DatasetNotFoundError, Timespan
@@ -37,7 +38,7 @@ from repo_support import (
 from ppd.demo.democam import describe
 from ppd.errors import InvalidRawError
 from ppd.instruments import lsstcam
-from ppd.workers.ingest import RawExposure, ingest_raw, load_translators, read_raw
+from ppd.workers.ingest import RawExposure, exposure_records, ingest_raw, load_translators, read_raw
 from ppd.workers.visits import define_visits
 
 # Damaged files make readers warn; here it is known.
@@ -357,24 +358,27 @@ def test_visit(good: Path, butler: Butler) -> None:
 
 @needs_lsstcam
 def test_lsstcam_visit(tmp_path: Path) -> None:
-    """As the observatory's own software defined it, record by record."""
+    """As the observatory's own software defined it, record by record, from the header to the visit."""
     repo = str(copy_lsstcam(tmp_path))
     with Butler.from_config(repo, writeable=False) as central:
         empty = Butler.makeRepo(str(tmp_path / "e"), dimensionConfig=central.dimensions.dimensionConfig)
         with Butler.from_config(empty, writeable=True) as child:
             for element in ("instrument", "detector", "visit_system", "physical_filter"):
                 _copy(central, child, element)
-            for element in ("day_obs", "group", "exposure"):
-                _copy(central, child, element)
-            (exposure,) = child.query_dimension_records("exposure", instrument="LSSTCam")
-            info = makeObservationInfo(
-                instrument="LSSTCam",
-                exposure_id=exposure.id,
-                detector_num=91,
-                tracking_radec=SkyCoord(exposure.tracking_ra, exposure.tracking_dec, unit="deg"),
-                boresight_rotation_angle=Angle(exposure.sky_angle * u.deg),
-            )
-            define_visits(child, [RawExposure(Path("none"), info)], lsstcam.describe())
+            raw = RawExposure(Path("none"), _lsstcam_header())
+            for element, record in exposure_records(child, raw).items():
+                child.registry.insertDimensionData(element, record)
+            for element in ("group", "day_obs"):
+                assert _all(child, element) == _all(central, element)
+            ((made_of_it,), (known_of_it,)) = _all(child, "exposure"), _all(central, "exposure")
+            for key in ("begin", "end"):
+                times = [getattr(e["timespan"], key) for e in (made_of_it, known_of_it)]
+                assert abs((times[0] - times[1]).sec) < 1e-5
+            floats = {k: pytest.approx(v, abs=1e-9) for k, v in known_of_it.items() if isinstance(v, float)}
+            assert made_of_it == {**known_of_it, **floats, "timespan": made_of_it["timespan"]}
+            # From here on with its very times, so that the visit's are the same.
+            child.registry.insertDimensionData("exposure", known_of_it, replace=True)
+            define_visits(child, [raw], lsstcam.describe())
             for element in ("visit", "visit_definition", "visit_system_membership"):
                 assert _all(child, element) == _all(central, element)
             (made,) = child.query_dimension_records("visit_detector_region", instrument="LSSTCam")
@@ -383,6 +387,38 @@ def test_lsstcam_visit(tmp_path: Path) -> None:
             assert _separation(made.region.getCentroid(), known.region.getCentroid()) < 0.1
             for corner, other in zip(_corners(made.region), _corners(known.region), strict=True):
                 assert _separation(corner, other) < 1.0
+
+
+def _lsstcam_header() -> ObservationInfo:
+    """What LSSTCam's translator makes of the header of that exposure, with its units and time scales."""
+    begin, end = Time(["2025-05-22T05:20:46.866998", "2025-05-22T05:21:17.808"], format="isot", scale="tai")
+    return makeObservationInfo(
+        instrument="LSSTCam",
+        exposure_id=2025052100138,
+        observation_id="MC_O_20250521_000138",
+        detector_num=91,
+        exposure_group="2025-05-22T05:18:32.763",
+        observing_day=20250521,
+        # Its days begin at 12:00 UTC, and are written as if that were TAI.
+        observing_day_offset=TimeDelta(12 * 3600.0, format="sec", scale="tai"),
+        observation_counter=138,
+        group_counter_start=138,
+        group_counter_end=138,
+        observation_type="science",
+        observation_reason="field_survey_science",
+        object="Rubin_SV_225_-40",
+        science_program="BLOCK-365",
+        physical_filter="g_6",
+        exposure_time=30.0 * u.s,
+        dark_time=30.9415 * u.s,
+        datetime_begin=begin,
+        datetime_end=end,
+        tracking_radec=SkyCoord(225.85827927603876, -38.6275010948895, unit="deg"),
+        boresight_rotation_angle=Angle(357.9606420320256 * u.deg),
+        altaz_begin=AltAz(az=239.68824087604298 * u.deg, alt=(90.0 - 20.7564315050746) * u.deg),
+        has_simulated_content=False,
+        can_see_sky=True,
+    )
 
 
 def _copy(source: Butler, target: Butler, element: str) -> None:

@@ -128,9 +128,9 @@ def test_what_was_there_before(tmp_path: Path) -> None:
 
 def test_raw_goes_while_it_waits(watched: _Watched) -> None:
     path = watched.raw()
-    wait_for(lambda: watched.source._nameless, 2.0, "the raw to be seen")
+    wait_for(lambda: watched.source._names.waiting, 2.0, "the raw to be seen")
     path.unlink()
-    wait_for(lambda: not watched.source._nameless, 3.0, "it to be forgotten")
+    wait_for(lambda: not watched.source._names.waiting, 3.0, "it to be forgotten")
     assert not watched.seen
 
 

@@ -33,6 +33,9 @@ class InstrumentDescription(pydantic.BaseModel):
     raw_storage_class: str
     """Storage class of the ``raw`` dataset type."""
 
+    instrument_class: str | None = None
+    """Fully qualified name of its `lsst.obs.base` class; with it, a site's own ingest can be used."""
+
     region_padding: float = 10.0
     """Padding of ``visit_detector_region``, arcsec: raw pointings are off by a little."""
 

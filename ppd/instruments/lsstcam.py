@@ -56,6 +56,7 @@ def describe() -> InstrumentDescription:
         focal_plane=focal_plane(),
         raw_formatter="lsst.obs.lsst.rawFormatter.LsstCamRawFormatter",
         raw_storage_class="Exposure",
+        instrument_class="lsst.obs.lsst.LsstCam",
         # As obs_base's visit definition pads regions: 250 pixels.
         region_padding=250 * _PIXEL_ARCSEC,
     )

@@ -1,12 +1,12 @@
-"""Raws that land in a directory, by inotify.
+"""Raws that land in a directory.
 
 A file counts when it is closed by its writer or renamed into place, or when
-its size has rested for a while (hard links and files that were there first
-raise no such event).  A candidate may be reported again when the file has
-changed since; whoever matches it drops repeats.
+its size has rested for a while (hard links, files that were there first, and
+files on other hosts raise no such event).  A candidate may be reported again
+when the file has changed since; whoever matches it drops repeats.
 
-The kernel drops events when its queue is full and watches a limited number
-of folders; a sweep of the whole tree now and then finds what it kept from us.
+The file system is touched by the source's own threads only: where it does not
+answer, they wait, and nobody else does.
 """
 
 from __future__ import annotations
@@ -14,46 +14,41 @@ from __future__ import annotations
 __all__ = ["DirectorySource"]
 
 import contextlib
-import dataclasses
 import logging
+import math
 import os
+import queue
 import stat
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-
-from watchdog.events import (
-    DirCreatedEvent,
-    DirMovedEvent,
-    FileClosedEvent,
-    FileCreatedEvent,
-    FileMovedEvent,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
-from watchdog.observers.inotify import InotifyObserver
+from typing import Literal
 
 from ..errors import ConfigurationError
-from .keys import LsstKey, RawKey, parse_lsst_path, parse_raw_path
+from .folders import SymlinkedFolders
+from .inotify_tree import InotifyTree
+from .keys import parse_lsst_path, parse_raw_path
+from .lsst_names import LsstNames
+from .mounts import Mount, mounts_around, read_mounts
+from .observers import Observer, choose
+from .polled_tree import PollingTree
 from .raws import Candidate, SourceStatus, Wanted
-from .sidecar import RawIdentity, read_header, read_sidecar, sidecar_path
+from .settling import Settling
+from .sweeping import Sweeper
 
 _LOG = logging.getLogger(__name__)
 
 _SCAN_INTERVAL = 0.25
-_SWEEP_MARGIN = 60.0
-# How long a raw waits for the file that has its group.
-_SIDECAR_SECONDS = 2.0
-_MAX_GIVEN_UP = 1000
-_EVENTS: list[type[FileSystemEvent]] = [
-    DirCreatedEvent,
-    DirMovedEvent,
-    FileClosedEvent,
-    FileCreatedEvent,
-    FileMovedEvent,
-]
+_ROOT_INTERVAL = 1.0
+# A root that can't be had is tried again so often, and one that ends over and
+# over is not begun more often.
+_OPEN_INTERVAL = 1.0
+_START_SECONDS = 3.0
+_STOP_SECONDS = 5.0
+_SILENT_SECONDS = 15.0
+# Clocks of file servers are off by a little.
+_KEEP_MARGIN = 600.0
 
 
 class DirectorySource:
@@ -62,7 +57,8 @@ class DirectorySource:
     Parameters
     ----------
     root : `pathlib.Path`
-        The tree; made if it does not exist.
+        The tree; made at the start where that is possible, and waited for
+        where it is not.
     settle : `float`
         Seconds that a size must rest when nobody closed the file.
     report : callable
@@ -72,12 +68,12 @@ class DirectorySource:
         twentieth of the time.
     detectors : `~collections.abc.Mapping` [ `str`, `int` ], optional
         Detector by full name, for the layouts that have names.
-
-    Notes
-    -----
-    The paths of LSST cameras do not have the visit's group.  It is in a JSON
-    file beside the raw, which may come a little later; where none comes, the
-    raw's own header is read.
+    observer : `str`, optional
+        ``inotify``, ``polling``, or ``auto``: what the file system allows.
+    keep : `float`, optional
+        Files that are older than so many seconds when the watch begins are
+        not reported, unless they are wanted: of many nights' raws nobody
+        waits for more than the last.
     """
 
     def __init__(
@@ -87,85 +83,121 @@ class DirectorySource:
         report: Callable[[Candidate], None],
         sweep: float = 60.0,
         detectors: Mapping[str, int] | None = None,
+        observer: Literal["auto", "inotify", "polling"] = "auto",
+        keep: float | None = None,
     ):
         self.root = root
-        self._detectors = detectors or {}
-        self._nameless: dict[str, float] = {}
-        self._given_up: dict[str, None] = {}
-        self._settle = settle
         self._report = report
-        self._sweep_interval = sweep
-        self._resting: dict[str, tuple[int, int, float]] = {}
-        self._reported: dict[str, tuple[int, int]] = {}
-        self._lock = threading.Lock()
+        self._kind: Literal["auto", "inotify", "polling"] = observer
+        self._keep = keep
+        self._names = LsstNames(detectors or {})
+        self._settling = Settling(settle, self.complete, self.beat)
+        self._sweeper = Sweeper(str(root), sweep, self._settling.add, self.beat)
+        self._wanted: queue.SimpleQueue[Wanted] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._observer: InotifyObserver | None = None
-        self._thread = threading.Thread(target=self._watch_resting, name="raw-settle", daemon=True)
+        self._tried = threading.Event()
+        self._impossible: OSError | None = None
+        self._observer: Observer | None = None
+        self._identity = (0, 0)
+        self._around: tuple[Mount, ...] = ()
+        self._links = SymlinkedFolders(str(root))
+        self._polled: str | None = None
+        self._must_poll: str | None = None
+        self._was_there = False
+        self._trouble: str | None = "it has not been looked at yet"
+        self._heard = time.monotonic()
+        self._threads = (
+            threading.Thread(target=self._watch, name="raw-watch", daemon=True),
+            threading.Thread(target=self._sweep, name="raw-sweep", daemon=True),
+        )
+
+    # What others call
 
     def start(self) -> None:
-        """Begin to watch, and report what was there before.
+        """Begin to watch; what was there before is reported soon.
 
         Raises
         ------
         ppd.errors.ConfigurationError
-            Raised if the tree can't be made or watched.
+            Raised if there is a file where the tree should be.
         """
-        # watchdog meets a folder twice when many are made at once, and its
-        # warning lists every folder of the tree.
-        warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            # Full events: a file from outside the tree is a moved one too.
-            self._observer = InotifyObserver(generate_full_events=True)
-            # All events would be too many: a walk through a large tree opens
-            # every folder in it, and overflows the kernel's queue.
-            self._observer.schedule(_Handler(self), str(self.root), recursive=True, event_filter=_EVENTS)
-            self._observer.start()
-        except OSError as e:
-            raise ConfigurationError(f"{self.root} can't be watched for raws: {e}.") from e
-        self._thread.start()
-        self.scan(self.root)
+        self._heard = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+        self._tried.wait(_START_SECONDS)
+        if self._impossible is not None:
+            raise ConfigurationError(f"{self.root} can't be watched for raws: {self._impossible}.")
 
     def stop(self) -> None:
-        """End the threads; bounded."""
+        """End the threads; bounded: one that waits for the file system is left alone."""
         self._stop.set()
-        if self._observer is not None:
-            self._observer.stop()
-            if self._observer.is_alive():
-                self._observer.join(5.0)
-        if self._thread.is_alive():
-            self._thread.join(5.0)
+        deadline = time.monotonic() + _STOP_SECONDS
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def expect(self, wanted: Wanted) -> None:
-        """Do nothing: all that lands is reported."""
+        """Look where its raws would be, if the path says whose they are; else all that lands is reported."""
+        if not self._stop.is_set():
+            self._wanted.put(wanted)
 
     def dismiss(self, group: str, detector: int) -> None:
         """Do nothing: all that lands is reported."""
 
     def status(self) -> SourceStatus:
         """Tell how the source is."""
-        return SourceStatus(str(self.root))
+        silent = time.monotonic() - self._heard
+        trouble = self._trouble
+        if silent > _SILENT_SECONDS and not self._stop.is_set():
+            trouble = f"its file system has not answered for {silent:.0f} s"
+        return SourceStatus(str(self.root), trouble)
 
-    def scan(self, folder: Path) -> None:
-        """Look at every file below a folder: new folders fill before they are watched."""
-        for parent, _, names in os.walk(folder):
-            for name in names:
-                self.rest(str(Path(parent) / name))
+    @property
+    def observer(self) -> Observer | None:
+        """What notices changes now; `None`: nothing does."""
+        return self._observer
+
+    # What observers call
+
+    def beat(self) -> None:
+        """Take note that the file system answers."""
+        self._heard = time.monotonic()
+
+    def too_old(self, changed: float) -> bool:
+        """Whether what was there when the watch began, and changed then, is of no interest."""
+        return self._keep is not None and changed < time.time() - self._keep - _KEEP_MARGIN
+
+    def found(self, path: str, first: bool) -> None:
+        """Take a file that may be written to still."""
+        if first and self._keep is not None:
+            try:
+                if self.too_old(os.lstat(path).st_ctime):
+                    return
+            except OSError:
+                return
+        self._settling.add(path)
+
+    def closed(self, path: str) -> None:
+        """Take a file whose writer is done with it."""
+        self._settling.drop(path)
+        self.complete(path)
 
     def complete(self, path: str) -> None:
-        """Report a file whose writer is done with it."""
-        with self._lock:
-            self._resting.pop(path, None)
+        """Report a file that is complete."""
+        with _guarded(path):
+            self._complete(path)
+
+    def _complete(self, path: str) -> None:
         file = Path(path)
         if file.suffix == ".json":
-            self._sidecar_came(file)
+            for raw in self._names.without(file):
+                self.complete(raw)
         if file.name.startswith(".") or file.suffix in (".tmp", ".part", ".json"):
             return
         try:
             status = file.stat()
         except OSError:
-            with self._lock:
-                self._nameless.pop(path, None)
+            self._names.forget(path)
             return  # renamed on or removed again
         if not stat.S_ISREG(status.st_mode):
             return  # whoever opens a pipe waits for its other end
@@ -174,122 +206,147 @@ class DirectorySource:
         except UnicodeEncodeError:
             _LOG.error("%a is ignored: no raw has a name that is not UTF-8.", path)
             return
-        candidate = Candidate(
+        candidate: Candidate | None = Candidate(
             path, parse_raw_path(file), status.st_size, str(status.st_mtime_ns), time.time()
         )
+        assert candidate is not None
         lsst = parse_lsst_path(file) if candidate.key is None else None
-        # Wavefront and guide sensors come with each exposure.
-        foreign = lsst is not None and lsst.detector not in self._detectors
-        if lsst is not None and not foreign:
-            identity = self._identify(path, file)
-            if identity is None and path in self._nameless:
-                return  # its sidecar may come
-            candidate = self._named(candidate, lsst, identity)
-        if not foreign:
+        if lsst is None or self._names.knows(lsst):
+            if lsst is not None:
+                candidate = self._names.name(candidate, lsst)
+                if candidate is None:
+                    return  # its sidecar may come
             self._report(candidate)
-        self._reported[path] = (status.st_size, status.st_mtime_ns)
+        self._sweeper.reported(path, (status.st_size, status.st_mtime_ns))
 
-    def _named(self, candidate: Candidate, key: LsstKey, identity: RawIdentity | None) -> Candidate:
-        """Give a raw the group that was found for it, or say that there is none."""
-        if identity is None:
-            fault = "neither a file beside it nor its header has its group (GROUPID)"
-            return dataclasses.replace(candidate, fault=fault)
-        whole = RawKey(
-            instrument=key.instrument,
-            group=identity.group,
-            detector=self._detectors[key.detector],
-            snap=identity.snap,
-            exposure=key.exposure,
-            physical_filter=key.physical_filter,
-        )
-        return dataclasses.replace(candidate, key=whole)
+    # The source's threads
 
-    def _sidecar_came(self, file: Path) -> None:
-        """Look again at raws that were without, however long ago."""
-        with self._lock:
-            waiting = [p for p in (*self._nameless, *self._given_up) if sidecar_path(Path(p)) == file]
-        for path in waiting:
-            self.complete(path)
-
-    def _identify(self, path: str, file: Path) -> RawIdentity | None:
-        """Find a raw's group; while it waits for its sidecar, it is among the nameless."""
-        identity = read_sidecar(file)
-        if identity is None:
-            with self._lock:
-                since = self._nameless.setdefault(path, time.monotonic())
-            if time.monotonic() < since + _SIDECAR_SECONDS:
-                return None
-            identity = read_header(file)
-        with self._lock:
-            self._nameless.pop(path, None)
-            self._given_up.pop(path, None)
-            if identity is None:
-                self._given_up[path] = None
-                while len(self._given_up) > _MAX_GIVEN_UP:
-                    del self._given_up[next(iter(self._given_up))]
-        return identity
-
-    def rest(self, path: str) -> None:
-        """Watch a file until its size rests."""
-        with self._lock:
-            self._resting.setdefault(path, (-1, -1, time.monotonic()))
-
-    def _watch_resting(self) -> None:
-        swept = time.time()
-        due = time.monotonic() + self._sweep_interval
-        while not self._stop.wait(_SCAN_INTERVAL):
-            with self._lock:
-                items = list(self._resting.items())
-            for path, known in items:
-                with _guarded(path):
-                    self._look_at_resting(path, *known)
-            with self._lock:
-                nameless = list(self._nameless)
-            for path in nameless:
-                with _guarded(path):
-                    self.complete(path)
-            begin = time.monotonic()
-            if begin >= due:
-                since, swept = swept - _SWEEP_MARGIN, time.time()
-                with _guarded(str(self.root)):
-                    self._sweep(since)
-                end = time.monotonic()
-                due = end + max(self._sweep_interval, 20.0 * (end - begin))
-
-    def _sweep(self, since: float) -> None:
-        """Look at files that have changed since then and were not reported as they are."""
-        reported, self._reported = self._reported, {}
-        for parent, _, names in os.walk(self.root):
-            for name in names:
-                path = str(Path(parent) / name)
-                with contextlib.suppress(OSError):  # removed meanwhile
-                    status = os.lstat(path)
-                    stamp = (status.st_size, status.st_mtime_ns)
-                    if status.st_ctime < since:
-                        continue
-                    if reported.get(path) == stamp:
-                        self._reported.setdefault(path, stamp)
-                    else:
-                        self.rest(path)
-
-    def _look_at_resting(self, path: str, size: int, modified: int, since: float) -> None:
-        now = time.monotonic()
+    def _watch(self) -> None:
+        opened = checked = -math.inf
         try:
-            status = Path(path).stat()
-        except OSError:
-            with self._lock:
-                self._resting.pop(path, None)
+            while not self._stop.wait(_SCAN_INTERVAL if self._tried.is_set() else 0.0):
+                now = time.monotonic()
+                if self._observer is None:
+                    if now >= opened + _OPEN_INTERVAL:
+                        self._open()
+                        opened = checked = time.monotonic()
+                        self._tried.set()
+                        if self._impossible is not None:
+                            return
+                else:
+                    self._observer.turn()
+                    if now >= checked + _ROOT_INTERVAL:
+                        checked = now
+                        self._check_root()
+                self.beat()
+                with _guarded(str(self.root)):
+                    self._settling.look()
+                for path in self._names.waiting:
+                    self.complete(path)
+                self._look_for_wanted()
+        except Exception:
+            _LOG.exception("%s is watched no more.", self.root)
+            self._trouble = "the thread that watches it has ended"
+        finally:
+            self._close()
+            self._tried.set()
+
+    def _open(self) -> None:
+        """Begin to watch the tree, if it is there."""
+        try:
+            if not self._was_there:
+                # Not again: whoever has removed it may be about to put another in its place.
+                self.root.mkdir(parents=True, exist_ok=True)
+            status = self.root.stat()
+            if not stat.S_ISDIR(status.st_mode):
+                raise NotADirectoryError(f"{self.root} is a file")
+            self._identity = (status.st_dev, status.st_ino)
+            self._around = self._mounts()
+            self._links = SymlinkedFolders(str(self.root))
+            self._polled = self._must_poll or choose(self._kind, self._around, self._links)
+            tree = self._begin()
+        except OSError as e:
+            if not self._was_there and isinstance(e, NotADirectoryError | FileExistsError):
+                self._impossible = e
+            self._say(e.strerror or str(e))
             return
-        if (status.st_size, status.st_mtime_ns) != (size, modified):
-            # A file at rest since long before it was first looked at need
-            # not wait again.
-            age = time.time() - status.st_mtime
-            since = now - age if size == -1 and age > 0 else now
-            with self._lock:
-                if path in self._resting:
-                    self._resting[path] = (status.st_size, status.st_mtime_ns, since)
-        if now - since >= self._settle:
-            self.complete(path)
+        if self._polled is not None:
+            _LOG.warning("%s is polled for raws: %s.", self.root, self._polled)
+        self._trouble = None
+        self._sweeper.begin(tree, self._links, polled=self._polled is not None)
+        self._observer = tree
+        self._was_there = True
+
+    def _begin(self) -> Observer:
+        tree: Observer
+        if self._polled is None:
+            tree = InotifyTree(str(self.root), self, self._links)
+        else:
+            tree = PollingTree(str(self.root), self, self._links)
+        self._settling.patient = self._polled is not None
+        try:
+            tree.start()
+        except BaseException:
+            tree.close()
+            raise
+        return tree
+
+    def _mounts(self) -> tuple[Mount, ...]:
+        return mounts_around(os.path.realpath(self.root), read_mounts())
+
+    def _check_root(self) -> None:
+        """End the watch of a tree that is no more what is at its place, or that can't go on."""
+        assert self._observer is not None
+        fault = self._observer.fault
+        reason = fault.reason if fault is not None else None
+        if fault is not None and fault.unable:
+            self._must_poll = reason
+        try:
+            status = self.root.stat()
+            if (status.st_dev, status.st_ino) != self._identity:
+                reason, self._must_poll = "another is in its place", None
+            elif reason is None and self._mounts() != self._around:
+                reason = "something was mounted or unmounted there"
+            elif reason is None and self._polled is None:
+                # A link may lead to where inotify sees nothing.
+                reason = self._must_poll = choose(self._kind, self._around, self._links)
+        except OSError as e:
+            self._say(e.strerror or str(e))
+            self._close()
+            return
+        if reason is not None:
+            _LOG.warning("The watch of %s begins anew: %s.", self.root, reason)
+            self._close()
+
+    def _say(self, trouble: str) -> None:
+        """Note what is wrong, and log it once."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            _LOG.error("Raws in %s are not seen: %s.", self.root, trouble)
+
+    def _close(self) -> None:
+        observer, self._observer = self._observer, None
+        self._sweeper.end()
+        if observer is not None:
+            with _guarded(str(self.root)):
+                observer.close()
+
+    def _look_for_wanted(self) -> None:
+        while not self._stop.is_set():
+            try:
+                wanted = self._wanted.get_nowait()
+            except queue.Empty:
+                return
+            place = self.root / wanted.instrument / str(wanted.detector) / wanted.group
+            for parent, _, names in os.walk(place):
+                self.beat()
+                for name in names:
+                    self.found(f"{parent}/{name}", False)
+
+    def _sweep(self) -> None:
+        while not self._stop.wait(_SCAN_INTERVAL):
+            with _guarded(str(self.root)):
+                self._sweeper.turn()
 
 
 @contextlib.contextmanager
@@ -299,26 +356,3 @@ def _guarded(what: str) -> Iterator[None]:
         yield
     except Exception:
         _LOG.exception("%a can't be looked at.", what)
-
-
-class _Handler(FileSystemEventHandler):
-    def __init__(self, source: DirectorySource):
-        self._source = source
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        with _guarded(os.fsdecode(event.src_path)):
-            self._take(event)
-
-    def _take(self, event: FileSystemEvent) -> None:
-        if isinstance(event, FileClosedEvent):
-            self._source.complete(os.fsdecode(event.src_path))
-        elif isinstance(event, FileMovedEvent | DirMovedEvent) and not event.dest_path:
-            return  # out of the tree
-        elif isinstance(event, FileMovedEvent):
-            self._source.complete(os.fsdecode(event.dest_path))
-        elif isinstance(event, FileCreatedEvent):
-            self._source.rest(os.fsdecode(event.src_path))
-        elif isinstance(event, DirCreatedEvent):
-            self._source.scan(Path(os.fsdecode(event.src_path)))
-        elif isinstance(event, DirMovedEvent):
-            self._source.scan(Path(os.fsdecode(event.dest_path)))

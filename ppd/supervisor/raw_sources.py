@@ -35,7 +35,15 @@ def make_sources(
         The sources, not started.
     """
     sources: list[RawSource] = [
-        DirectorySource(folder, settings.raw_settle, report, detectors=detectors)
+        DirectorySource(
+            folder,
+            settings.raw_settle,
+            report,
+            detectors=detectors,
+            observer=settings.raw_observer,
+            # No visit that is older is taken up again.
+            keep=max(settings.raw_keep_seconds, settings.message_expiration),
+        )
         for folder in settings.raw_dirs
     ]
     if settings.raw_bucket is not None:

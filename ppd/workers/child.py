@@ -40,6 +40,7 @@ from .execute import Candidate, NoPipelineError, PipelineFailedError, prepare, r
 from .failures import KilledError, MismatchError, NoRawError, judge
 from .graphs import Scope
 from .handover import HandOver, find_outputs, hand_over
+from .ingesting import choose_ingest
 from .inherited import Inherited
 from .link import ChildLink, LinkClosedError
 from .local_repo import clone_repo, remove_repo
@@ -47,7 +48,6 @@ from .phases import CutShort, may_be_cut_short
 from .preload import put_preload_products
 from .raws import RawTaker
 from .remains import open_remains
-from .visits import define_visits
 
 _LOG = logging.getLogger(__name__)
 
@@ -190,9 +190,12 @@ class _Life:
         self._take_raws(raws)
         if not raws.exposures:
             reasons = "; ".join(r.reason for r in raws.refusals) or "none was seen"
-            error = RetriableError if raws.may_come_right else NoRawError
+            error = RetriableError if raws.not_fetched else NoRawError
             raise error(f"no usable raw came ({reasons})")
-        self.visits = define_visits(self.butler, list(raws.exposures.values()), self.description)
+        ingest = choose_ingest(self.settings.ingest, self.description)
+        self.visits = ingest.define_visits(
+            self.butler, list(raws.exposures.values()), self.job.cache.collections
+        )
         self.guard.check(self.visits, self.key)
         self._permit("main")
         self.link.enter("main")
@@ -288,6 +291,8 @@ class _Life:
                 return
             if isinstance(message, RawArrived):
                 raws.take(message)
+                if self.visit.nimages and not raws.exposures and raws.not_fetched >= self.visit.nimages:
+                    return  # another attempt asks for them again
         raise RetriableError("waited for raws longer than a visit may last")
 
     def _hand_over(self, *, success: bool) -> ChildDone:

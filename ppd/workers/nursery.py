@@ -48,6 +48,7 @@ from ..messages import (
 from ..pipelines import all_pipelines, load_pipeline, summarize
 from .child import run_child
 from .ingest import load_translators
+from .ingesting import choose_ingest
 from .inherited import Inherited
 from .parting import fork_apart
 
@@ -145,6 +146,7 @@ def main() -> int:
         # The table of leap seconds is read at the first use of a time.
         astropy.time.Time.now().tai.utc.isot  # noqa: B018
         _import_formatter(description)
+        choose_ingest(settings.ingest, description)
     except Exception as e:
         # Task modules and configs are other people's code: anything may come.
         reason = str(e)

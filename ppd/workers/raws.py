@@ -20,7 +20,8 @@ from ..messages import Job, RawArrived
 from ..visit import BareVisit
 from .announced import missed_field, missed_filter, missed_rotation
 from .fetch import FetchError, fetch_raw
-from .ingest import RawExposure, ingest_raw, read_raw
+from .ingest import RawExposure, read_raw
+from .ingesting import choose_ingest
 
 _LOG = logging.getLogger(__name__)
 
@@ -83,9 +84,9 @@ class RawTaker:
         """What was not ingested, and why."""
 
     @property
-    def may_come_right(self) -> bool:
-        """Whether another attempt may get what this one could not."""
-        return any(r.event == "raw_not_fetched" for r in self.refusals)
+    def not_fetched(self) -> int:
+        """How many raws could not be had, which another attempt may get."""
+        return sum(r.event == "raw_not_fetched" for r in self.refusals)
 
     def take(self, message: RawArrived) -> Taken:
         """Take a raw: fetch, check, ingest.
@@ -145,7 +146,7 @@ class RawTaker:
         if mismatch is not None:
             self.mismatches.append(mismatch)
             _LOG.warning("Exposure %d: %s; it is processed as what it is.", raw.exposure, mismatch)
-        ingest_raw(self._butler, raw, self._run, self._description)
+        choose_ingest(self._settings.ingest, self._description).ingest(self._butler, raw, self._run)
         self.exposures[raw.exposure] = raw
         self._uris[raw.exposure] = message.uri
         return Taken("ingested"), raw.exposure

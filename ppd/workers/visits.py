@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["define_visits"]
+__all__ = ["define_visits", "visits_to_process"]
 
 import cmath
 import dataclasses
@@ -89,15 +89,12 @@ def define_visits(
             records.setdefault(element, []).extend(made)
     for element, made in records.items():
         butler.registry.insertDimensionData(element, *made, skip_existing=True)
-    return _to_process(butler, instrument, planned, systems)
+    return visits_to_process(butler, instrument, list(exposures))
 
 
 def _visit_systems(butler: Butler, instrument: str) -> dict[str, int]:
     """IDs of the repo's visit systems by name; one-to-one is always among them."""
-    found = {
-        record.name: int(record.id)
-        for record in butler.query_dimension_records("visit_system", instrument=instrument, explain=False)
-    }
+    found = {record.name: int(record.id) for record in _query(butler, "visit_system", instrument)}
     if _ONE_TO_ONE not in found:
         record = butler.dimensions["visit_system"].RecordClass(instrument=instrument, id=0, name=_ONE_TO_ONE)
         butler.registry.insertDimensionData("visit_system", record, skip_existing=True)
@@ -234,10 +231,37 @@ def _mean_angle(angles: Sequence[float | None]) -> float | None:
     return math.degrees(cmath.phase(sum(cmath.rect(1.0, math.radians(angle)) for angle in known))) % 360.0
 
 
-def _to_process(
-    butler: Butler, instrument: str, planned: Sequence[_Visit], systems: dict[str, int]
-) -> tuple[int, ...]:
+def visits_to_process(butler: Butler, instrument: str, exposures: Sequence[int]) -> tuple[int, ...]:
+    """Find the visits of exposures that are to be processed.
+
+    Parameters
+    ----------
+    butler : `lsst.daf.butler.Butler`
+        The child's repo, with the visits in it.
+    instrument : `str`
+        Name of the instrument.
+    exposures : sequence of `int`
+        Exposure IDs.
+
+    Returns
+    -------
+    visits : `tuple` [ `int` ]
+        Visits of the instrument's own visit system; those of the one-to-one
+        system where that has none.
+    """
+    wanted = set(exposures)
     (record,) = butler.query_dimension_records("instrument", instrument=instrument)
-    own = [v.id for v in planned if any(systems.get(s) == record.visit_system for s in v.systems)]
+    systems = {r.name: int(r.id) for r in _query(butler, "visit_system", instrument)}
+    visits = {int(d.visit) for d in _query(butler, "visit_definition", instrument) if d.exposure in wanted}
+    members: dict[int, list[int]] = {}
+    for m in _query(butler, "visit_system_membership", instrument):
+        if m.visit in visits:
+            members.setdefault(int(m.visit_system), []).append(int(m.visit))
     # Better two visits of one exposure each than none.
-    return tuple(own or [v.id for v in planned if _ONE_TO_ONE in v.systems])
+    own = members.get(record.visit_system) or members.get(systems.get(_ONE_TO_ONE, -1), [])
+    order = {int(v.id): (v.seq_num or 0, v.timespan.begin) for v in _query(butler, "visit", instrument)}
+    return tuple(sorted(own, key=lambda visit: order[visit]))
+
+
+def _query(butler: Butler, element: str, instrument: str) -> list[DimensionRecord]:
+    return butler.query_dimension_records(element, instrument=instrument, explain=False)
