@@ -211,7 +211,7 @@ class Ppd:
     ) -> Path:
         """Let a raw land, by writing it elsewhere and renaming it; its path has the header's exposure."""
         if exposure is None:
-            exposure = _exposure_of(data)
+            exposure = exposure_of(data)
         path = self.raws / "DemoCam" / str(detector) / group / "0" / str(exposure) / "demo-r" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{name}.tmp")
@@ -298,7 +298,7 @@ def sleepers(folder: Path) -> list[int]:
     return [int(p.name) for p in sorted((folder / "flags").iterdir(), key=lambda p: p.stat().st_mtime_ns)]
 
 
-def _exposure_of(data: bytes) -> int:
+def exposure_of(data: bytes) -> int:
     """Read a raw's exposure ID; of what is no raw, any will do."""
     with contextlib.suppress(Exception), astropy.io.fits.open(io.BytesIO(data)) as hdus:
         return int(hdus[0].header["EXPID"])

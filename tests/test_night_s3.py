@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from observatory import Observatory, Ppd, error_of, identity, running, wait_for
+from observatory import Observatory, Ppd, error_of, exposure_of, identity, running, wait_for
 from s3_support import Fault, Proxy, Request, S3Server, proxy, s3_environment, s3_server, times
 
 pytestmark = pytest.mark.night
@@ -44,7 +44,8 @@ def ppd(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory, betw
             assert ppd.counts().get("internal_errors", 0) == 0
 
 
-def _key(detector: int, group: str, exposure: int = 1) -> str:
+def _key(detector: int, group: str, exposure: int | None = None) -> str:
+    exposure = exposure or identity(group)["EXPID"]
     return f"DemoCam/{detector}/{group}/0/{exposure}/demo-r/raw.fits"
 
 
@@ -72,6 +73,7 @@ def test_bucket_comes_after_the_visit(
     """All detectors are processed once, one of them though its raw's first transfer was cut."""
     message = observatory.message(0)
     group = message["groupId"]
+    exposure = exposure_of(observatory.raw(0))
     detectors = range(len(observatory.plan.visits[0].raws))
     wait_for(lambda: "NoSuchBucket" in str(ppd.status()["faults"]), 30.0, "the bucket's fault")
     status = ppd.status()
@@ -81,7 +83,7 @@ def test_bucket_comes_after_the_visit(
     wait_for(lambda: _events(ppd, group).get(8, {}).get("ready"), 60.0, "a child to be ready")
 
     def is_five(request: Request) -> bool:
-        return request.method == "GET" and request.path.endswith(_key(5, group))
+        return request.method == "GET" and request.path.endswith(_key(5, group, exposure))
 
     between.rule = times(1, Fault(cut_after=100_000), is_five)
     server.client.create_bucket(Bucket=BUCKET)
@@ -89,14 +91,14 @@ def test_bucket_comes_after_the_visit(
         data = observatory.raw(detector)
         if detector == 3:
             ppd.drop(data, detector, group)
-        server.put(BUCKET, _key(detector, group), data)
+        server.put(BUCKET, _key(detector, group, exposure), data)
     ppd.await_state(group, exported=9, timeout=120.0)
     assert ppd.groups() == [(group, detector) for detector in detectors]
     five = [r.headers.get("range") for r in between.of() if is_five(r)]
     assert five == [None, "bytes=100000-"]
     assert "it is tried again" in _child_log(ppd, group, 5)
     events = _events(ppd, group)
-    assert events[5]["ingested"][1]["uri"] == f"s3://{BUCKET}/{_key(5, group)}"
+    assert events[5]["ingested"][1]["uri"] == f"s3://{BUCKET}/{_key(5, group, exposure)}"
     for detector in detectors:
         assert "first_task" in events[detector], events[detector].keys()
     counts = ppd.counts()
@@ -119,7 +121,7 @@ def test_in_both_places_with_snaps_to_come(ppd: Ppd, observatory: Observatory, s
     wait_for(lambda: "another copy" in _child_log(ppd, group, 2), 60.0, "the copy")
     second = identity(f"{group}2")
     data = observatory.raw(2, **{**second, "GROUPID": group})
-    server.put(BUCKET, _key(2, group, 2), data)
+    server.put(BUCKET, _key(2, group, second["EXPID"]), data)
     ppd.await_state(group, exported=1)
     assert "raws_repeated" not in ppd.counts()
 
@@ -127,7 +129,7 @@ def test_in_both_places_with_snaps_to_come(ppd: Ppd, observatory: Observatory, s
 def test_bad_copy_in_the_directory(ppd: Ppd, observatory: Observatory, server: S3Server) -> None:
     group = "bad-copy"
     assert ppd.submit(groupId=group, detector=4).ok
-    ppd.drop(b"nonsense", 4, group)
+    ppd.drop(b"nonsense", 4, group, exposure=identity(group)["EXPID"])
     wait_for(lambda: "raw_refused" in _events(ppd, group).get(4, {}), 60.0, "the bad one")
     server.put(BUCKET, _key(4, group), observatory.raw(4, **identity(group)))
     ppd.await_state(group, exported=1)

@@ -292,8 +292,11 @@ class _Life:
             if isinstance(message, RawArrived):
                 raws.take(message)
                 if self.visit.nimages and not raws.exposures and raws.not_fetched >= self.visit.nimages:
-                    return  # another attempt asks for them again
-        raise RetriableError("waited for raws longer than a visit may last")
+                    # What has been replaced is announced anew by the next look at the
+                    # bucket; for all else, another attempt is better than more waiting.
+                    deadline = min(deadline, time.monotonic() + self.settings.raw_poll_max + 1.0)
+        if not raws.not_fetched:
+            raise RetriableError("waited for raws longer than a visit may last")
 
     def _hand_over(self, *, success: bool) -> ChildDone:
         assert self.butler is not None
