@@ -261,10 +261,14 @@ class Ppd:
 
 
 @contextlib.contextmanager
-def running(observatory: Observatory, folder: Path, **changes: Any) -> Iterator[Ppd]:
+def running(
+    observatory: Observatory, folder: Path, prepare: Callable[[Ppd], None] | None = None, **changes: Any
+) -> Iterator[Ppd]:
     """Initialize and start a ppd; end it, and see that it leaves nothing behind."""
     ppd = Ppd(observatory, folder, **changes)
     try:
+        if prepare is not None:
+            prepare(ppd)
         ppd.initialize()
         ppd.start()
         yield ppd
