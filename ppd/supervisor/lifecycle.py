@@ -313,7 +313,7 @@ class Lifecycle:
                 d.exported = True
                 if d.state is State.HANDED_OVER:
                     final = State.FAILED if d.lost_cause else State.EXPORTED
-                    self.ledger.change(d, final, reason=d.lost_cause or None)
+                    self.ledger.change(d, final, reason=d.lost_cause or d.remark or None)
 
     def undeliverable(self, report: Undeliverable) -> None:
         """Note that outputs can't be exported."""
