@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from fatal_tasks import SOURCES
+from lsst.daf.butler import Butler
 from observatory import Observatory, Ppd, error_of, identity, running, wait_for
 
 from ppd.demo.central import build_apdb
@@ -149,6 +150,7 @@ def site(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> 
         kill_grace=1.0,
         preprocess_timeout=3.0,
         main_timeout=_MAIN_TIMEOUT,
+        inputs_timeout=5.0,
         heartbeat_interval=0.5,
         heartbeat_timeout=4.0,
         message_expiration=_EXPIRATION,
@@ -413,7 +415,61 @@ def test_no_main_pipeline_can_be_built(site: Site) -> None:
     assert "these connections have a mistake" in error
 
 
-# At the end, for it starts ppd anew
+# Central, and what goes there
+
+
+def test_inputs_are_not_there_in_time(site: Site) -> None:
+    """The database of central keeps everybody waiting; it is served again when that is over."""
+    with contextlib.closing(
+        sqlite3.connect(site.ppd.central / "gen3.sqlite3", isolation_level=None)
+    ) as central:
+        central.execute("BEGIN EXCLUSIVE")
+        site.begin("patience")
+        site.ppd.await_state("patience", failed=1)
+        central.execute("ROLLBACK")
+    assert "its inputs were not there within 5 s" in site.error("patience")
+    site.begin("served")
+    site.ppd.await_state("served", exported=1)
+
+
+def test_outputs_that_central_does_not_take(site: Site) -> None:
+    """Somebody has put others in their place: they are set aside, and the next ones are exported."""
+    before = site.ppd.counts()
+    detector = site.begin("collides", raw=False)
+    with Butler.from_config(str(site.ppd.central), writeable=True) as butler:
+        (run,) = butler.collections.query("*/prompt/output-*/Early/*")
+        butler.registry.insertDimensionData("group", {"instrument": "DemoCam", "name": "collides"})
+        butler.put({}, "fatal_early", instrument="DemoCam", group="collides", detector=detector, run=run)
+    site.ppd.drop(site.ppd.observatory.raw(detector, **identity("collides")), detector, "collides")
+    site.ppd.await_state("collides", failed=1)
+    assert "its outputs can't be exported: " in site.error("collides")
+    assert "fatal_early" in site.error("collides")
+    counts = site.ppd.counts()
+    assert counts["dead_letters"] == before.get("dead_letters", 0) + 1
+    letters = list((site.ppd.settings.spool_dir / "dead-letters").iterdir())
+    assert any("collides" in letter.name for letter in letters)
+    site.begin("next")
+    site.ppd.await_state("next", exported=1)
+
+
+# At the end, for they start ppd anew
+
+
+def test_supervisor_killed_after_the_store(site: Site) -> None:
+    """The next one does not process it again."""
+    detector = site.begin("regicide", deeds={"after": "sleep once"})
+    site.reached("after", detector)
+    assert site.ppd.process is not None
+    site.ppd.process.kill()
+    site.ppd.process.wait(10.0)
+    site.ppd.start()
+    site.ppd.drop(site.ppd.observatory.raw(detector, **identity("regicide")), detector, "regicide")
+    site.ppd.await_state("regicide", failed=1)
+    error = site.error("regicide")
+    assert "the APDB has sources of visit" in error
+    assert "it is not processed again" in error
+    assert site.stored("regicide", detector) == SOURCES
+    assert site.outputs("regicide") == []
 
 
 def test_stored_by_a_ppd_that_nobody_remembers(site: Site) -> None:
