@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import zmq
 from astropy.table import Table
-from lsst.dax.apdb.sql import ApdbSql
 from lsst.pipe.base import RepeatableQuantumError
 from site_support import GRIDCAM, announce
 
@@ -98,12 +97,12 @@ def test_it_can_not_be_asked(apdb: Path) -> None:
 
 
 def test_locked_for_good(tmp_path: Path) -> None:
-    path = tmp_path / "apdb.db"
-    config = ApdbSql.init_database(f"sqlite:///{path}", connection_timeout=0.2)
-    config.save(str(tmp_path / "apdb.yaml"))
-    guard = ApdbGuard(str(tmp_path / "apdb.yaml"))
+    config = build_apdb(tmp_path)
+    # Else it waits for five seconds, or as long as the site says.
+    config.write_text(config.read_text() + "connection_config: {connection_timeout: 0.2}\n")
+    guard = ApdbGuard(str(config))
     guard.open()
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+    with contextlib.closing(sqlite3.connect(tmp_path / "apdb.db", isolation_level=None)) as database:
         database.execute("BEGIN EXCLUSIVE")
         verdict = judge(_failed(), True, guard, (OTHER,), DETECTOR)
         database.execute("ROLLBACK")
