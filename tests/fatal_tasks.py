@@ -191,6 +191,29 @@ class UnfitEarlyTask(EarlyTask):
     _DefaultName = "unfitEarly"
 
 
+class WantingConnections(FirstConnections, dimensions=_EXPOSURE):
+    """Connections that need what nobody has."""
+
+    unobtainable = cT.PrerequisiteInput(
+        doc="Is nowhere.",
+        name="unobtainable",
+        storageClass="StructuredDataDict",
+        dimensions=("instrument", "detector"),
+        isCalibration=True,
+    )
+
+
+class WantingConfig(FatalConfig, pipelineConnections=WantingConnections):
+    """Config of `WantingTask`."""
+
+
+class WantingTask(FirstTask):
+    """Its inputs are never found."""
+
+    ConfigClass = WantingConfig
+    _DefaultName = "wanting"
+
+
 def _do(folder: str, when: str, butlerQC: Any) -> None:
     """Do what a file says; a file that says ``once`` is gone afterwards."""
     path = Path(folder) / f"{when}-{int(butlerQC.quantum.dataId['detector'])}"

@@ -26,10 +26,12 @@ pytestmark = pytest.mark.night
 
 _EXPIRATION = 3600.0
 _MAIN_TIMEOUT = 6.0
+_SLOTS = 4
 _PIPELINES = {
     "Early": "early: {{class: fatal_tasks.EarlyTask, config: {{folder: '{folder}'}}}}",
     "UnfitEarly": "unfitEarly: {{class: fatal_tasks.UnfitEarlyTask, config: {{folder: '{folder}'}}}}",
     "Unfit": "unfit: {{class: fatal_tasks.UnfitTask, config: {{folder: '{folder}'}}}}",
+    "Wanting": "wanting: {{class: fatal_tasks.WantingTask, config: {{folder: '{folder}'}}}}",
     "Fatal": (
         "first: {{class: fatal_tasks.FirstTask, config: {{folder: '{folder}'}}}}\n"
         "  store:\n    class: fatal_tasks.StoreTask\n"
@@ -136,6 +138,8 @@ def site(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> 
     main = [
         {"survey": "fall-back", "pipelines": [paths["Unfit"], paths["Fatal"]]},
         {"survey": "unfit", "pipelines": [paths["Unfit"]]},
+        {"survey": "wanting", "pipelines": [paths["Wanting"]]},
+        {"survey": "none", "pipelines": None},
         {"pipelines": [paths["Fatal"]]},
     ]
     with running(
@@ -145,7 +149,7 @@ def site(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> 
         preprocessing_pipelines=early,
         main_pipelines=main,
         retries=1,
-        slots=8,
+        slots=_SLOTS,
         running=2,
         kill_grace=1.0,
         preprocess_timeout=3.0,
@@ -413,6 +417,45 @@ def test_no_main_pipeline_can_be_built(site: Site) -> None:
     error = site.error("unfit")
     assert "no main pipeline can run" in error
     assert "these connections have a mistake" in error
+
+
+# Before there is a child
+
+
+def test_no_pipeline_is_configured(site: Site) -> None:
+    before = site.ppd.counts().get("visits_ignored", 0)
+    reply = site.ppd.submit(groupId="unwanted", detector=1, survey="none")
+    assert (reply.ok, reply.code) == (False, "ignored")
+    assert "no pipeline is configured for it" in reply.error
+    assert site.ppd.counts()["visits_ignored"] == before + 1
+    assert site.ppd.states("unwanted") == {}
+
+
+def test_inputs_are_nowhere(site: Site) -> None:
+    site.begin("wanting", raw=False, survey="wanting")
+    site.ppd.await_state("wanting", failed=1)
+    error = site.error("wanting")
+    assert "no main pipeline has its inputs" in error
+    assert "unobtainable" in error
+    assert site.retried("wanting") == 0
+    assert site.events("wanting", "forked") == []
+
+
+def test_expired_while_it_waited_for_a_slot(site: Site) -> None:
+    holders = {f"slot-{n}": site.begin(f"slot-{n}", raw=False) for n in range(_SLOTS)}
+    for group in holders:
+        site.child(group, "waiting_raws")
+    stamp = time.time() + TAI_MINUS_UTC - _EXPIRATION + 1.5
+    site.begin("crowded", private_sndStamp=stamp)
+    wait_for(lambda: time.time() + TAI_MINUS_UTC > stamp + _EXPIRATION + 0.5, 30.0, "the message to expire")
+    assert site.ppd.states("crowded") == {"waiting": 1}
+    for group, detector in holders.items():
+        site.ppd.drop(site.ppd.observatory.raw(detector, **identity(group)), detector, group)
+    site.ppd.await_state("crowded", failed=1)
+    assert "its message expired while it waited for a slot" in site.error("crowded")
+    assert site.events("crowded", "forked") == []
+    for group in holders:
+        site.ppd.await_state(group, exported=1)
 
 
 # Central, and what goes there
