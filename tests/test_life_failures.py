@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from fatal_tasks import SOURCES
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, DatasetType
 from observatory import Observatory, Ppd, error_of, identity, running, wait_for
 
 from ppd.demo.central import build_apdb
@@ -42,6 +42,23 @@ _PIPELINES = {
 _HEAD = (
     "description: {name}\ninstrument: ppd.demo.democam.DemoCam\nparameters: {{apdb_config: ''}}\ntasks:\n  "
 )
+
+
+class _Observatory(Observatory):
+    """An observatory that knows of a kind of dataset it has none of."""
+
+    def copy_central(self, to: Path) -> Path:
+        super().copy_central(to)
+        with Butler.from_config(str(to), writeable=True) as butler:
+            unobtainable = DatasetType(
+                "unobtainable",
+                ("instrument", "detector"),
+                "StructuredDataDict",
+                universe=butler.dimensions,
+                isCalibration=True,
+            )
+            butler.registry.registerDatasetType(unobtainable)
+        return to
 
 
 @dataclasses.dataclass
@@ -143,7 +160,7 @@ def site(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> 
         {"pipelines": [paths["Fatal"]]},
     ]
     with running(
-        observatory,
+        _Observatory(observatory.root, observatory.plan),
         folder,
         apdb_config=str(build_apdb(folder)),
         preprocessing_pipelines=early,
