@@ -250,3 +250,40 @@ def test_exported_while_it_was_looked_for(endings: Endings, d: DetectorVisit) ->
     d.exported = True
     endings.settle(d)
     assert d.state is State.EXPORTED
+
+
+def test_outputs_of_a_failure_are_lost(
+    endings: Endings, d: DetectorVisit, settings: Settings, ledger: Ledger
+) -> None:
+    """It is counted once, and both reasons are told."""
+    _in_spool(settings, d, success=False)
+    _says(d, success=False, failure="final", reason="the APDB has it", entry=d.key.file_name, datasets=3)
+    _settle(endings, d)
+    endings.fail(d, "its outputs can't be exported: odd")
+    assert (d.state, d.reason) == (State.FAILED, "the APDB has it; its outputs can't be exported: odd")
+    assert ledger.counters["failed"] == 1
+
+
+def test_success_with_a_reason(
+    endings: Endings, d: DetectorVisit, settings: Settings, ledger: Ledger
+) -> None:
+    _in_spool(settings, d, success=True)
+    _says(d, success=True, reason="store: NoWorkFound: none", entry=d.key.file_name, datasets=3)
+    _settle(endings, d)
+    assert (d.state, d.reason) == (State.HANDED_OVER, "store: NoWorkFound: none")
+    assert (ledger.counters["succeeded"], ledger.counters["incomplete"]) == (1, 1)
+    assert ledger.counters["failed"] == 0
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_killed_after_its_hand_over_is_a_whole_success(
+    endings: Endings, d: DetectorVisit, settings: Settings, ledger: Ledger, said: bool
+) -> None:
+    """What ended its child took nothing from it."""
+    _in_spool(settings, d, success=True)
+    d.termination = "it took longer than 900 s"
+    if said:
+        _says(d, success=False, failure="retriable", reason="ended by SIGTERM")
+    _settle(endings, d)
+    assert (d.state, d.reason) == (State.HANDED_OVER, "")
+    assert ledger.counters["incomplete"] == 0

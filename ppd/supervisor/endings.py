@@ -64,7 +64,7 @@ class Endings:
         done = self._last_word(d)
         if done is None:
             return
-        if d.termination:
+        if d.termination and not done.success:
             done = done.model_copy(update={"reason": f"{d.termination}; {done.reason}"})
         left = self._left_behind(d, done)
         keep = None if left is None or self.stopping else left.local_repo
@@ -92,7 +92,12 @@ class Endings:
         """Let a detector-visit fail for good."""
         if d.state is State.FAILED:
             return
-        self._ledger.failed(d, reason, (done.failure if done else None) or "retriable")
+        if d.lost_cause:
+            # It has been counted; now its outputs are lost too.
+            reason = f"{d.lost_cause}; {reason}"
+            self._ledger.event(d, "outputs_lost", reason=reason)
+        else:
+            self._ledger.failed(d, reason, (done.failure if done else None) or "retriable")
         self._release(d)
         self._ledger.change(d, State.FAILED, reason=reason, pipeline=done.pipeline if done else None)
 
@@ -139,7 +144,7 @@ class Endings:
                 success=success,
                 entry=d.key.file_name,
                 failure=None if success else "final",
-                reason=said.reason if said else "its pipeline failed; its child ended before it said why",
+                reason=self._why(said, success),
             )
         if not d.looked_for:
             # The exporter reports first and takes it out of the spool afterwards.
@@ -155,20 +160,29 @@ class Endings:
             ending = f"{ending}, without a last word: a task may have called os._exit"
         return ChildDone(key=d.key, success=False, reason=ending, failure="retriable")
 
+    def _why(self, said: ChildDone | None, success: bool) -> str:
+        """Say why a hand-over that its child did not speak of is what it is."""
+        if success:
+            return ""
+        return said.reason if said else "its pipeline failed; its child ended before it said why"
+
     def _succeed(self, d: DetectorVisit, done: ChildDone) -> None:
         self._ledger.counters.add("succeeded")
         with bound(group=d.group, detector=d.detector):
             _LOG.info("Detector-visit %s succeeded; %d outputs are in the spool.", d.key, done.datasets)
+        if done.reason:
+            d.remark = done.reason
+            self._ledger.incomplete(d, done.reason)
         if done.entry:
             self._hand_over(d, done)
         else:
             self._release(d)
-            self._ledger.change(d, State.EXPORTED, pipeline=done.pipeline)
+            self._ledger.change(d, State.EXPORTED, reason=done.reason or None, pipeline=done.pipeline)
             self._ledger.event(d, "exported", datasets=0)
 
     def _hand_over(self, d: DetectorVisit, done: ChildDone) -> None:
         self._release(d)
-        reason = d.lost_cause or None
+        reason = d.lost_cause or d.remark or None
         state = State.HANDED_OVER
         if d.exported:
             # The exporter can be faster than the news of the child's end.

@@ -38,8 +38,8 @@ _POLL_SECONDS = 0.2
 class Exported:
     """Report: central has the outputs of these detector-visits."""
 
-    entries: tuple[tuple[DetectorKey, int], ...]
-    """Key and number of datasets of each."""
+    entries: tuple[tuple[DetectorKey, int, bool], ...]
+    """Key and number of datasets of each, and whether its pipeline ran to its end."""
     seconds: float
 
 
@@ -155,7 +155,7 @@ class Exporter:
         if done:
             # Said first: between the two, a child that was killed at its last word
             # would seem to have handed over nothing.
-            report = tuple((m.key, len(m.datasets)) for _, m in done)
+            report = tuple((m.key, len(m.datasets), m.success) for _, m in done)
             self._inbox.put(Exported(report, time.monotonic() - begin))
         for entry, _ in done:
             discard(entry)

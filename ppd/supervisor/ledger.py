@@ -60,3 +60,9 @@ class Ledger:
         """Note that a detector-visit has failed for good; its state changes separately."""
         self.fault(d, "failed", reason)
         self.event(d, "failed", reason=reason, failure=failure)
+
+    def incomplete(self, d: DetectorVisit, reason: str) -> None:
+        """Note that a detector-visit succeeded and has fewer outputs than it might have."""
+        self.counters.error("incomplete", str(d.key), reason)
+        with bound(group=d.group, detector=d.detector):
+            _LOG.warning("Detector-visit %s succeeded without all outputs: %s", d.key, reason)

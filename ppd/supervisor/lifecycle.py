@@ -24,6 +24,7 @@ from ..messages import (
     ChildDone,
     ChildHeartbeat,
     ChildReady,
+    DetectorKey,
     Exited,
     Forked,
     ForkRequest,
@@ -299,21 +300,31 @@ class Lifecycle:
 
     def exported(self, report: Exported) -> None:
         """Note that central has some outputs."""
-        for key, datasets in report.entries:
+        for key, datasets, success in report.entries:
             d = self.table.get(key.group, key.detector)
             detail = {"datasets": datasets, "seconds": report.seconds, "batch": len(report.entries)}
             self.ledger.journal.event(key.instrument, key.group, key.detector, "exported", detail)
             self.counters.add("datasets_exported", datasets)
             if d is None:
-                # A hand-over that an earlier supervisor left.
-                self.ledger.journal.state(
-                    key.instrument, key.group, key.detector, "exported", attempt=key.attempt
-                )
+                self._exported_for_another(key, success)
             elif d.attempt == key.attempt:
                 d.exported = True
                 if d.state is State.HANDED_OVER:
                     final = State.FAILED if d.lost_cause else State.EXPORTED
-                    self.ledger.change(d, final, reason=d.lost_cause or None)
+                    self.ledger.change(d, final, reason=d.lost_cause or d.remark or None)
+
+    def _exported_for_another(self, key: DetectorKey, success: bool) -> None:
+        """Note that central has a hand-over that an earlier supervisor left."""
+        state, reason = "exported", None
+        if not success:
+            state, reason = (
+                "failed",
+                "its pipeline failed; ppd ended before it heard why, the child's log has it",
+            )
+            self.counters.error("failed", str(key), reason)
+        self.ledger.journal.state(
+            key.instrument, key.group, key.detector, state, attempt=key.attempt, reason=reason
+        )
 
     def undeliverable(self, report: Undeliverable) -> None:
         """Note that outputs can't be exported."""

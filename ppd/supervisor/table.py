@@ -85,6 +85,8 @@ class DetectorVisit:
     reason: str = ""
     exported: bool = False
     """Whether central has the outputs of the current attempt."""
+    remark: str = ""
+    """Why a success has fewer outputs than it might have."""
     lost_cause: str = ""
     """Why a hand-over's export does not make it a success: a final failure's reason."""
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+_ASK_TIMES = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
@@ -66,11 +68,13 @@ class ApdbGuard:
         stored : `Stored`
             What is known.  If the APDB can't be asked, it counts as changed.
         """
-        if self._config is None or not visits:
+        if self._config is None:
             return Stored(may_be=False, certain=True)
+        if not visits:
+            text = "its visits are not known, and so the APDB can't be asked whether it has it"
+            return Stored(may_be=True, certain=False, text=text)
         try:
-            apdb = self._connect()
-            found = [visit for visit in visits if apdb.containsVisitDetector(visit, detector)]
+            found = self._found(visits, detector)
         except Exception as e:
             _LOG.exception("The APDB can't be asked; it counts as changed.")
             text = f"the APDB can't be asked whether it has it ({type(e).__name__}: {one_line(e, 200)})"
@@ -98,6 +102,19 @@ class ApdbGuard:
         stored = self.stored(visits, key.detector)
         if stored.may_be and (stored.certain or key.attempt > 1):
             raise FinalError(f"{stored.text}; it is not processed again")
+
+    def _found(self, visits: Sequence[int], detector: int) -> list[int]:
+        for attempt in range(_ASK_TIMES):
+            try:
+                apdb = self._connect()
+                return [visit for visit in visits if apdb.containsVisitDetector(visit, detector)]
+            except Exception as e:
+                # A connection that was opened ahead may have been lost long ago.
+                self._apdb = None
+                if attempt + 1 == _ASK_TIMES:
+                    raise
+                _LOG.warning("The APDB is asked again: %s: %s", type(e).__name__, one_line(e))
+        raise AssertionError("unreachable")
 
     def _connect(self) -> Apdb:
         if self._apdb is None:

@@ -18,7 +18,7 @@ from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base import Pipeline
 
 from ..config import Settings
-from ..errors import RetriableError
+from ..errors import RetriableError, one_line
 from ..instruments.description import InstrumentDescription
 from ..logs import bind, setup_logging
 from ..messages import (
@@ -36,7 +36,7 @@ from ..messages import (
 from ..visit import BareVisit
 from .apdb_guard import ApdbGuard
 from .containment import Terminated, leave_folder, settle_process
-from .execute import Candidate, NoPipelineError, PipelineFailedError, prepare, run_first_possible
+from .execute import Candidate, NoPipelineError, PipelineFailedError, Ran, prepare, run_first_possible
 from .failures import KilledError, MismatchError, NoRawError, judge
 from .graphs import Scope
 from .handover import HandOver, find_outputs, hand_over
@@ -108,9 +108,11 @@ def run_child(
         done = life.fail(e)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # The last word comes first: killed between the two, the repo would be
+        # missed by those who look what it did.
+        life.finish(done)
         remove_repo(Path(job.local_repo))
         leave_folder(job)
-        life.finish(done)
     return code
 
 
@@ -141,26 +143,29 @@ class _Life:
         self.pipeline: str | None = None
 
     def look_back(self) -> ChildDone | None:
-        """Look what a killed attempt left; the last word is said if nothing may follow it."""
+        """Look what a killed attempt left; the last word is said if nothing may follow it.
+
+        Its repo is removed by the supervisor, unless an attempt follows here.
+        """
         left = self.job.predecessor
         if left is None:
             return None
         self.link.enter("looking_back")
+        # However this look ends, it is judged as what is looked into: its main pipeline had begun.
+        self.main_started = True
         folder = Path(left.local_repo)
+        opened = False
         try:
             remains = open_remains(folder, self.key)
-            self.butler, self.visits = remains.butler, remains.visits
+            self.butler, self.visits, opened = remains.butler, remains.visits, True
         except Exception:
-            # Killed before there was anything to look at; this attempt asks the APDB itself.
+            # An attempt that follows asks the APDB itself, once it knows its visits.
             _LOG.exception("What the last attempt left in %s can't be opened.", folder)
-        try:
-            if not left.last and not self.guard.stored(self.visits, self.key.detector).may_be:
-                self.butler, self.visits = None, ()
-                return None
-            self.main_started = True
+        if left.last or (opened and self.guard.stored(self.visits, self.key.detector).may_be):
             return self.fail(KilledError(left.reason))
-        finally:
-            remove_repo(folder)
+        self.butler, self.visits, self.main_started = None, (), False
+        remove_repo(folder)
+        return None
 
     def live(self, forked: float) -> ChildDone:
         """Do all that a detector-visit takes."""
@@ -202,13 +207,15 @@ class _Life:
         self._event("main_start")
         scope = dataclasses.replace(self._scope, exposures=tuple(raws.exposures), visits=self.visits)
         try:
-            self.pipeline = self._run(main, scope, self._main_begins)
+            ran = self._run(main, scope, self._main_begins)
         except NoPipelineError as e:
             if raws.mismatches:
                 raise MismatchError(f"{'; '.join(raws.mismatches)}; no main pipeline can run: {e}") from e
             raise RetriableError(f"no main pipeline can run: {e}") from e
-        self._event("pipeline_end", pipeline=self.pipeline, success=True)
-        return self._hand_over(success=True)
+        self.pipeline = ran.path
+        self._event("pipeline_end", pipeline=ran.path, success=True, reason=ran.remarks[:500])
+        done = self._hand_over(success=True)
+        return done.model_copy(update={"reason": ran.remarks[:2000]})
 
     def fail(self, error: BaseException) -> ChildDone:
         """Class a failure and hand over what there is if it is final."""
@@ -217,7 +224,7 @@ class _Life:
         verdict = judge(error, self.main_started, self.guard, self.visits, self.key.detector)
         _LOG.error("Failed (%s): %s", verdict.failure, verdict.reason, exc_info=error)
         if self.main_started:
-            self._event("pipeline_end", pipeline=self.pipeline, success=False)
+            self._event("pipeline_end", pipeline=self.pipeline, success=False, reason=verdict.reason[:500])
         done = ChildDone(
             key=self.key,
             success=False,
@@ -226,7 +233,9 @@ class _Life:
             pipeline=self.pipeline,
             retry=verdict.retry,
         )
-        if verdict.failure != "final" or self.butler is None:
+        if verdict.failure != "final" or self.butler is None or not self.main_started:
+            # A refused attempt has no part in what the APDB has: its preload
+            # products would only collide with those of the one that has.
             return done
         try:
             handed = self._hand_over(success=False)
@@ -255,9 +264,10 @@ class _Life:
         try:
             with may_be_cut_short():
                 self._run(self._candidates(self.job.preprocessing), self._scope, lambda path, task: None)
-        except (NoPipelineError, PipelineFailedError, CutShort) as e:
+        except (Exception, CutShort) as e:
             # The main pipeline goes on without: that is better than nothing.
-            success, reason = False, str(e)
+            known = isinstance(e, NoPipelineError | PipelineFailedError | CutShort)
+            success, reason = False, str(e) if known else f"{type(e).__name__}: {one_line(e)}"
             _LOG.error("Pre-processing failed; the main pipeline goes on without it: %s", e)
         self._event("preprocess_end", success=success, reason=reason[:500])
 
@@ -273,7 +283,7 @@ class _Life:
         self.main_started = True
         self._event("first_task", pipeline=path, task=task)
 
-    def _run(self, candidates: list[Candidate], scope: Scope, started: Callable[[str, str], None]) -> str:
+    def _run(self, candidates: list[Candidate], scope: Scope, started: Callable[[str, str], None]) -> Ran:
         key = self.key
         provenance = {"instrument": key.instrument, "group": key.group, "detector": key.detector}
         memory = self.settings.child_memory

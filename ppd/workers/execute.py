@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-__all__ = ["Candidate", "NoPipelineError", "PipelineFailedError", "prepare", "run_first_possible"]
+__all__ = ["Candidate", "NoPipelineError", "PipelineFailedError", "Ran", "prepare", "run_first_possible"]
 
 import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from lsst.daf.butler import Butler, DatasetRef, DatasetType
-from lsst.pipe.base import InvalidQuantumError, Pipeline, PipelineTask, RepeatableQuantumError, TaskFactory
+from lsst.pipe.base import (
+    AnnotatedPartialOutputsError,
+    InvalidQuantumError,
+    NoWorkFound,
+    Pipeline,
+    PipelineTask,
+    RepeatableQuantumError,
+    TaskFactory,
+)
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutor, MPGraphExecutorError
-from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilderError
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
@@ -47,18 +55,52 @@ class PipelineFailedError(RuntimeError):
         """Whether another try would fail in the same way."""
 
 
-class _AnnouncingFactory(TaskFactory):
-    """A task factory that tells when the first task begins."""
+class _WatchingFactory(TaskFactory):
+    """A task factory that tells when the first task begins, and notes what tasks say of missing outputs."""
 
-    def __init__(self, first: Callable[[str], None]):
+    def __init__(self, first: Callable[[str], None], remarks: list[str]):
         self._first: Callable[[str], None] | None = first
+        self._remarks = remarks
 
-    def makeTask(self, *args: object, **kwargs: object) -> PipelineTask:
+    def makeTask(self, task_node: Any, *args: object, **kwargs: object) -> PipelineTask:
         first, self._first = self._first, None
-        task = super().makeTask(*args, **kwargs)
+        task = super().makeTask(task_node, *args, **kwargs)
+        task.runQuantum = functools.partial(self._run, task.runQuantum, task_node.label)
         if first is not None:
             first(task.getName())
         return task
+
+    def _run(self, run: Callable[..., None], label: str, *args: object, **kwargs: object) -> None:
+        try:
+            run(*args, **kwargs)
+        except (NoWorkFound, AnnotatedPartialOutputsError) as e:
+            # The executor takes both for successes, and keeps the reason to its log.
+            cause = (e.__cause__ or e) if isinstance(e, AnnotatedPartialOutputsError) else e
+            self._remarks.append(f"{label}: {_named(cause)}")
+            raise
+
+
+class _Executor(SingleQuantumExecutor):
+    """An executor of quanta that notes which had nothing to work on."""
+
+    def __init__(self, remarks: list[str], **kwargs: object):
+        super().__init__(**kwargs)
+        self._remarks = remarks
+
+    def execute(self, task_node: Any, *args: object, **kwargs: object) -> Any:
+        result = super().execute(task_node, *args, **kwargs)
+        if result.adjusted_no_work:
+            self._remarks.append(f"{task_node.label}: its inputs are not there")
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """A pipeline that ran to its end."""
+
+    path: str
+    remarks: str = ""
+    """Why there are fewer outputs than there might be, by task; empty: there are all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +158,7 @@ def run_first_possible(
     started: Callable[[str, str], None],
     inherited: Inherited,
     memory: int | None = None,
-) -> str:
+) -> Ran:
     """Run the first pipeline for which a quantum graph can be built.
 
     Parameters
@@ -137,8 +179,8 @@ def run_first_possible(
 
     Returns
     -------
-    path : `str`
-        The pipeline that ran to its end.
+    ran : `Ran`
+        The pipeline that ran to its end, and what its tasks had to say.
 
     Raises
     ------
@@ -153,7 +195,9 @@ def run_first_possible(
         serving = ReadThroughButler(candidate.butler, inherited)
         try:
             graph = build_graph(candidate.executor, candidate.butler, candidate.pipeline, scope)
-        except (QuantumGraphBuilderError, LookupError, FileNotFoundError) as e:
+        except Exception as e:
+            # Whatever it is, also a mistake in a task's connections: nothing has begun yet.
+            _LOG.debug("No quantum graph of %s.", path, exc_info=True)
             refusals.append(f"{path}: {_named(e)}")
             continue
         if len(graph) == 0:
@@ -161,11 +205,12 @@ def run_first_possible(
             continue
         for refusal in refusals:
             _LOG.warning("Fell back: %s", refusal)
+        remarks: list[str] = []
         try:
             with contained(memory):
                 candidate.executor.run_pipeline(
                     graph,
-                    graph_executor=_graph_executor(serving, functools.partial(started, path)),
+                    graph_executor=_graph_executor(serving, functools.partial(started, path), remarks),
                     provenance_dataset_ref=_provenance(candidate.butler, provenance),
                 )
         except Terminated:
@@ -174,15 +219,18 @@ def run_first_possible(
             # A task may raise what is meant to end a process: it ends the pipeline.
             raise PipelineFailedError(path, e) from e
         _LOG.info("%d inputs came from memory.", serving.served)
-        return path
+        return Ran(path, "; ".join(remarks))
     raise NoPipelineError("; ".join(refusals) or "no pipeline is configured")
 
 
-def _graph_executor(butler: ReadThroughButler, started: Callable[[str], None]) -> MPGraphExecutor:
+def _graph_executor(
+    butler: ReadThroughButler, started: Callable[[str], None], remarks: list[str]
+) -> MPGraphExecutor:
     """Execute in this process, with inherited inputs from memory."""
-    quantum_executor = SingleQuantumExecutor(
+    quantum_executor = _Executor(
+        remarks,
         butler=butler,
-        task_factory=_AnnouncingFactory(started),
+        task_factory=_WatchingFactory(started, remarks),
         skip_existing=True,
         raise_on_partial_outputs=False,
     )
