@@ -5,163 +5,41 @@ from __future__ import annotations
 __all__ = ["PipelineNode", "Settings", "SkyRange", "find_config", "load_settings", "parse_size"]
 
 import os
-import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
+from ._setting_types import (
+    Bytes,
+    Count,
+    Frozen,
+    Grace,
+    Level,
+    Name,
+    PipelineNode,
+    Regex,
+    Seconds,
+    SkyRange,
+    Url,
+    parse_size,
+    split_levels,
+)
+
 _DEFAULT_CONFIG = Path("/etc/ppd/ppd.yaml")
 _UNIX_PATH_BYTES = 107
 # The longest name that ppd gives to a socket in its socket directory.
 _SOCKET_NAME_BYTES = 20
-_LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "VERBOSE", "DEBUG", "TRACE")
 
 
-def parse_size(value: object) -> object:
-    """Read a size in bytes.
-
-    Parameters
-    ----------
-    value : `object`
-        A number, or text such as ``4 GiB``, ``500MB`` or ``1024``.
-
-    Returns
-    -------
-    size : `object`
-        Bytes as `int` if the value is such a text, else the value unchanged.
-
-    Raises
-    ------
-    ValueError
-        Raised if a text is not a size.
-    """
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value)
-    if match is None:
-        raise ValueError("not a size: write bytes or, for example, 512 MiB or 4 GiB")
-    number, prefix, binary = match.groups()
-    factor = 1024 if binary else 1000
-    try:
-        return int(float(number) * factor ** " KMGT".index(prefix.upper() or " "))
-    except OverflowError:
-        raise ValueError("more bytes than there are") from None
-
-
-def _check_regex(value: str) -> str:
-    try:
-        re.compile(value)
-    except (re.error, OverflowError, RecursionError) as e:
-        raise ValueError(f"not a regular expression: {e}") from e
-    return value
-
-
-def _check_level(value: object) -> object:
-    if isinstance(value, str):
-        value = value.upper()
-        if value not in _LEVELS:
-            raise ValueError(f"not a log level; these are: {', '.join(_LEVELS)}")
-    return value
-
-
-def _split_levels(value: object) -> object:
-    # SERVICE_LOG_LEVELS: "lsst.daf=DEBUG .=INFO", "." being the root logger.
-    if not isinstance(value, str):
-        return value
-    levels = {}
-    for pair in value.replace(",", " ").split():
-        name, equals, level = pair.partition("=")
-        if not equals or not name:
-            raise ValueError(f"{pair!r} is not logger=LEVEL")
-        levels[name] = level
-    return levels
-
-
-_Bytes = Annotated[int, pydantic.BeforeValidator(parse_size), pydantic.Field(ge=0, lt=2**63)]
-_Seconds = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
-_Grace = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
-_Count = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
-_Name = Annotated[str, pydantic.Field(min_length=1)]
-_Regex = Annotated[str, pydantic.AfterValidator(_check_regex)]
-_Url = Annotated[str, pydantic.Field(pattern=r"^https?://[^/\s]+")]
-_Level = Annotated[str, pydantic.BeforeValidator(_check_level)]
-_Degrees = Annotated[float, pydantic.Field(allow_inf_nan=False)]
-
-
-class _Frozen(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(
-        frozen=True,
-        extra="forbid",
-        validate_by_name=True,
-        validate_by_alias=True,
-        use_attribute_docstrings=True,
-    )
-
-
-class SkyRange(_Frozen):
-    """A closed range of right ascension or declination, in degrees."""
-
-    min: _Degrees
-    """Lower bound, degrees; a right ascension may wrap (340 to 20, or -20 to 20)."""
-
-    max: _Degrees
-    """Upper bound, degrees."""
-
-
-class PipelineNode(_Frozen):
-    """One case of the pipelines configuration; the first that matches wins."""
-
-    survey: str | None = None
-    """Survey of the visit; any when absent."""
-
-    ra: SkyRange | None = None
-    """Range of right ascension, ICRS degrees."""
-
-    dec: SkyRange | None = None
-    """Range of declination, ICRS degrees."""
-
-    binary_map: Path | None = pydantic.Field(default=None, alias="binary-map")
-    """All-sky HEALPix map (FITS, implicit indexing); its value 1 matches, 0 and 16 (unknown) don't."""
-
-    coord_type: Literal["detector", "boresight"] = pydantic.Field(default="detector", alias="coord-type")
-    """Whether ra, dec and map are compared with the detector's centre or with the boresight."""
-
-    pipelines: tuple[_Name, ...]
-    """Pipeline files in order of preference; none: the visit is ignored."""
-
-    @pydantic.field_validator("pipelines", mode="before")
-    @classmethod
-    def _none_is_empty(cls, value: object) -> object:
-        return () if value is None or value == "None" else value
-
-    @pydantic.field_validator("pipelines")
-    @classmethod
-    def _unique_stems(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        # The stem names the output run.
-        stems = [PurePosixPath(path).stem for path in value]
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-        if twice:
-            raise ValueError(f"two pipeline files of one node have the same name: {', '.join(twice)}")
-        return value
-
-    @pydantic.field_validator("dec")
-    @classmethod
-    def _ordered(cls, value: SkyRange | None) -> SkyRange | None:
-        if value is not None and value.min > value.max:
-            raise ValueError("min is greater than max; only right ascension wraps")
-        return value
-
-
-class Settings(_Frozen):
+class Settings(Frozen):
     """All that one ppd service can be told, with a sentence on each."""
 
     config_path: Path | None = None
     """The file that the settings were read from; set by `load_settings`, not in the file."""
 
-    instrument: _Name
+    instrument: Name
     """Short name of the instrument, as in the Butler ``instrument`` dimension (RUBIN_INSTRUMENT)."""
 
     instrument_description: str | None = None
@@ -170,7 +48,7 @@ class Settings(_Frozen):
     skymap: str | None = None
     """Name of the sky map that templates are on (SKYMAP)."""
 
-    central_repo: _Name
+    central_repo: Name
     """URI or alias of the central repo that outputs are written to (CENTRAL_REPO)."""
 
     read_central_repo: str | None = None
@@ -182,7 +60,7 @@ class Settings(_Frozen):
     main_pipelines: tuple[PipelineNode, ...]
     """Which pipelines run on the raw (MAIN_PIPELINES_CONFIG)."""
 
-    pipeline_parameters: dict[str, str] = {}
+    pipeline_parameters: dict[str, str] = pydantic.Field(default_factory=dict)
     """Values for parameters of pipelines, given to each pipeline that declares the parameter."""
 
     apdb_config: str | None = None
@@ -202,22 +80,22 @@ class Settings(_Frozen):
     shm_fallback: Path | None = None
     """Folder for the cache when shared memory is absent, full or too small."""
 
-    cache_bytes: _Bytes = 4 * 2**30
+    cache_bytes: Bytes = 4 * 2**30
     """The cache's size limit, bytes."""
 
-    inherit_bytes: _Bytes = 64 * 2**20
+    inherit_bytes: Bytes = 64 * 2**20
     """Memory for small inputs that are read once, before the fork, for all children; 0: none is."""
 
-    transfer_workers: _Count = 8
+    transfer_workers: Count = 8
     """How many files are fetched from the central repo at once."""
 
     warm_ahead: bool = True
     """Whether calibs and other lasting inputs of all detectors are fetched when there is time."""
 
-    nursery_max_age: _Seconds = 43200.0
+    nursery_max_age: Seconds = 43200.0
     """Seconds after which a fresh nursery takes the place of the old one, without a gap."""
 
-    shm_min_free: _Bytes = 256 * 2**20
+    shm_min_free: Bytes = 256 * 2**20
     """Bytes that must be free where the cache goes."""
 
     local_repos: Path = pydantic.Field(default_factory=lambda data: data["state_dir"] / "local")
@@ -226,19 +104,19 @@ class Settings(_Frozen):
     spool_dir: Path = pydantic.Field(default_factory=lambda data: data["state_dir"] / "spool")
     """Folder of outputs that wait for export; ``spool`` in `state_dir` when absent."""
 
-    spool_max_bytes: _Bytes = 20 * 2**30
+    spool_max_bytes: Bytes = 20 * 2**30
     """The spool's size limit, bytes."""
 
-    spool_min_free: _Bytes = 256 * 2**20
+    spool_min_free: Bytes = 256 * 2**20
     """Bytes that must be free on the spool's file system for a visit to be accepted."""
 
-    spool_wait: _Seconds = 3600.0
+    spool_wait: Seconds = 3600.0
     """Seconds that a child waits for room in the spool before its outputs are lost."""
 
     raw_dirs: tuple[Path, ...] = ()
     """Folders that are watched for raws."""
 
-    raw_settle: _Seconds = 1.0
+    raw_settle: Seconds = 1.0
     """Seconds for which a raw written in place must not change before it counts as complete."""
 
     raw_observer: Literal["auto", "inotify", "polling"] = "auto"
@@ -250,100 +128,102 @@ class Settings(_Frozen):
     raw_prefix: str = ""
     """What keys of raws begin with, before the instrument."""
 
-    s3_endpoint: _Url | None = None
+    s3_endpoint: Url | None = None
     """URL of the S3 service of raws (S3_ENDPOINT_URL); AWS when absent."""
 
-    raw_microservice: _Url | None = None
+    raw_microservice: Url | None = None
     """Presence service that is asked for raws before the bucket is listed (RAW_MICROSERVICE)."""
 
-    raw_poll_min: _Seconds = 0.5
+    raw_poll_min: Seconds = 0.5
     """Seconds between two looks for a raw in the bucket when it is expected."""
 
-    raw_poll_max: _Seconds = 5.0
+    raw_poll_max: Seconds = 5.0
     """Seconds between two looks when it is early or late, or when the bucket is in trouble."""
 
-    raw_keep_seconds: _Seconds = 3600.0
+    raw_keep_seconds: Seconds = 3600.0
     """Seconds for which a raw that came before its visit is remembered."""
 
-    raw_keep_count: _Count = 10_000
+    raw_keep_count: Count = 10_000
     """How many such raws are remembered."""
 
     ingest: Literal["auto", "site", "own"] = "auto"
     """Whose code ingests raws and defines visits; ``auto``: the site's `lsst.obs.base` where it is."""
 
-    image_timeout: _Seconds = 20.0
+    image_timeout: Seconds = 20.0
     """Seconds to wait for a raw beyond twice the visit's duration (IMAGE_TIMEOUT)."""
 
-    worker_timeout: _Seconds = 900.0
+    worker_timeout: Seconds = 900.0
     """Seconds that a child may take in all (WORKER_TIMEOUT)."""
 
-    inputs_timeout: _Seconds = 900.0
+    inputs_timeout: Seconds = 900.0
     """Seconds that may pass until a visit's inputs are found and fetched."""
 
-    preprocess_timeout: _Seconds = 120.0
+    preprocess_timeout: Seconds = 120.0
     """Seconds that pre-processing may take; then the main pipeline goes on without it."""
 
-    main_timeout: _Seconds | None = None
+    main_timeout: Seconds | None = None
     """Seconds that a main pipeline may take; only `worker_timeout` counts when absent."""
 
-    message_expiration: _Seconds = 3600.0
+    message_expiration: Seconds = 3600.0
     """Age in seconds from which a nextVisit message is refused (MESSAGE_EXPIRATION)."""
 
-    preload_padding: _Grace = 30.0
+    preload_padding: Grace = 30.0
     """Padding of detector polygons for input queries, arcsec (PRELOAD_PADDING)."""
 
-    repo_retry_delay: _Grace = 30.0
+    repo_retry_delay: Grace = 30.0
     """Mean seconds before the central repo is tried again (REPO_RETRY_DELAY)."""
 
-    export_types: tuple[_Regex, ...] = (".*",)
+    export_types: tuple[Regex, ...] = (".*",)
     """Regular expressions of the dataset types to export, matched whole (EXPORT_TYPE_REGEXP)."""
 
-    slots: _Count = 32
+    slots: Count = 32
     """How many children may live at once."""
 
-    running: _Count | None = None
+    running: Count | None = None
     """How many children may execute pipelines at once; one per core when absent."""
 
     retries: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 1
     """How often a detector-visit is tried again after a retriable failure."""
 
-    child_memory: Annotated[_Bytes, pydantic.Field(ge=2**24)] | None = None
+    child_memory: Annotated[Bytes, pydantic.Field(ge=2**24)] | None = None
     """Bytes that a child's tasks may use beyond what it inherits; no limit when absent."""
 
-    kill_grace: _Grace = 5.0
+    kill_grace: Grace = 5.0
     """Seconds that a child has to end after SIGTERM, before SIGKILL."""
 
-    heartbeat_interval: _Seconds = 2.0
+    heartbeat_interval: Seconds = 2.0
     """Seconds between a child's heartbeats."""
 
-    heartbeat_timeout: _Seconds = 30.0
+    heartbeat_timeout: Seconds = 30.0
     """Seconds of silence after which a child counts as hung."""
 
-    export_batch: _Count = 20
+    export_batch: Count = 20
     """How many detector-visits go into one export."""
 
-    export_age: _Grace = 1.0
+    export_age: Grace = 1.0
     """Seconds that an output may wait for others to be exported with it."""
 
-    rotation_tolerance: _Grace = 1.0
+    rotation_tolerance: Grace = 1.0
     """Degrees that an exposure's rotation may differ from the announced one."""
 
-    stop_grace: _Grace = 10.0
+    stop_grace: Grace = 10.0
     """Seconds that children at work have to finish when ppd is told to stop."""
 
     initialize_automatically: bool = False
     """Whether the supervisor does ppd-init's work itself when a new day or deployment begins."""
 
-    child_log_days: _Count = 7
+    child_log_days: Count = 7
     """For how many days of work the children's logs are kept."""
 
-    log_level: _Level = "INFO"
+    log_level: Level = "INFO"
     """Level of ppd's and the middleware's log."""
 
     log_format: Literal["auto", "text", "json"] = "auto"
     """Text for people, JSON for programs; ``auto``: text on a terminal, else JSON."""
 
-    log_levels: Annotated[dict[str, _Level], pydantic.BeforeValidator(_split_levels)] = {}
+    log_levels: Annotated[dict[str, Level], pydantic.BeforeValidator(split_levels)] = pydantic.Field(
+        default_factory=dict
+    )
     """Levels of single loggers, ``.`` being the root (SERVICE_LOG_LEVELS, ``logger=LEVEL`` pairs)."""
 
     @pydantic.field_validator("main_pipelines")

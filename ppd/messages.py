@@ -47,157 +47,45 @@ __all__ = [
     "own_folder",
 ]
 
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 from annotated_types import Interval
 
+from ._jobs import (
+    CHILD_VARIABLE,
+    MARK_BYTES,
+    CacheView,
+    DetectorKey,
+    InputType,
+    Job,
+    Message,
+    PipelineSummary,
+    Predecessor,
+    own_folder,
+)
+
 FailureClass = Literal["retriable", "final", "ignorable"]
 """What a failure has changed outside ppd (invariant 7 of the design)."""
-
-
-CHILD_VARIABLE = "PPD_CHILD"
-"""Environment variable by which a process can be recognised as a child's, or a child's child's."""
-
-MARK_BYTES = 160
-"""Room for its value."""
 
 # What is sent a signal is a process, and never all processes or a group (0, -1).
 _Pid = Annotated[int, Interval(gt=1, lt=2**31)]
 _Time = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 _MAX_FAULT = 1000
-_UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")
 
 
 class MessageError(ValueError):
     """Raised when bytes are not a message of ppd."""
 
 
-class _Message(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-
-class DetectorKey(_Message):
-    """Identity of one detector-visit and of the attempt at it."""
-
-    instrument: str
-    group: str
-    detector: int
-    attempt: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.group}/{self.detector}#{self.attempt}"
-
-    @property
-    def line(self) -> bytes:
-        """ZeroMQ identity of this attempt's child: 255 bytes at most; the end tells attempts apart."""
-        return str(self).encode()[-200:]
-
-    @property
-    def file_name(self) -> str:
-        """Name for files and folders of this attempt, safe in paths and URIs."""
-        return _UNSAFE.sub("_", f"{self.instrument}-{self.group}-{self.detector}-{self.attempt}")
-
-
-class InputType(_Message):
-    """One overall input of a set of pipelines, as the graph declares it."""
-
-    name: str
-    dimensions: tuple[str, ...]
-    storage_class: str
-    is_calibration: bool
-    is_prerequisite: bool
-    optional: bool
-    """Whether a pipeline can do without (connection minimum 0)."""
-    multiple: bool
-
-
-class PipelineSummary(_Message):
-    """What the supervisor must know of one pipeline without importing its tasks."""
-
-    path: str
-    inputs: tuple[InputType, ...]
-    outputs: tuple[str, ...]
-    """Names of all dataset types that the pipeline may write."""
-    init_outputs: tuple[str, ...]
-    """Names of dataset types written once by ``ppd-init``."""
-
-
-class CacheView(_Message):
-    """Where a child finds the inputs that were resolved for its visit."""
-
-    snapshot: str
-    """Path of the immutable registry copy to clone (SQLite)."""
-    config: str
-    """Path of the ``butler.yaml`` that goes with the clone."""
-    collections: tuple[str, ...]
-    """Input collections, in search order."""
-
-
-class Predecessor(_Message):
-    """An attempt that was killed when it may have changed something outside ppd."""
-
-    local_repo: str
-    """Its repo, for what is to be exported of it."""
-    reason: str
-    """How it ended."""
-    last: bool
-    """Whether no further attempt may be made: only the looking is left to do."""
-
-
-class Job(_Message):
-    """All that a child needs to know of its detector-visit."""
-
-    key: DetectorKey
-    visit: dict[str, Any]
-    """The announcement, as `ppd.visit.BareVisit` dumps it."""
-    accepted: float
-    """When the visit was accepted, Unix seconds."""
-    expires: float
-    """When its message expires, Unix seconds."""
-    cache: CacheView
-    preprocessing: tuple[str, ...]
-    """Paths of pre-processing pipelines, in order of preference."""
-    main: tuple[str, ...]
-    """Paths of main pipelines, in order of preference."""
-    runs: dict[str, str]
-    """Output run by pipeline path, and ``NoPipeline`` for preload products."""
-    endpoint: str
-    """Where the child connects to the supervisor."""
-    local_repo: str
-    """Folder that the child makes and removes."""
-    spool: str
-    """Root of the spool."""
-    log_file: str
-    """Where the child's output goes."""
-    mark: str = ""
-    """What its processes are recognised by: the value of `CHILD_VARIABLE`."""
-    cgroup: str | None = None
-    """Control group that the child joins, if it is to have one."""
-    predecessor: Predecessor | None = None
-    """What to look into before anything is processed."""
-
-    @property
-    def own_folder(self) -> Path:
-        """Folder beside the local repo for what tasks leave: temporary files, working directory."""
-        return own_folder(Path(self.local_repo))
-
-
-def own_folder(local_repo: Path) -> Path:
-    """Return the folder beside a child's repo that has what its tasks leave."""
-    return local_repo.with_name(f"{local_repo.name}.own")
-
-
-class NurserySetup(_Message):
+class NurserySetup(Message):
     """First line that the supervisor writes to the nursery."""
 
     kind: Literal["nursery_setup"] = "nursery_setup"
     settings: dict[str, Any]
 
 
-class NurseryReady(_Message):
+class NurseryReady(Message):
     """The nursery has imported and built everything and can fork."""
 
     kind: Literal["nursery_ready"] = "nursery_ready"
@@ -206,21 +94,21 @@ class NurseryReady(_Message):
     pipelines: tuple[PipelineSummary, ...]
 
 
-class SetupFailed(_Message):
+class SetupFailed(Message):
     """The nursery can't be used; the reason is a configuration mistake."""
 
     kind: Literal["setup_failed"] = "setup_failed"
     reason: str
 
 
-class ForkRequest(_Message):
+class ForkRequest(Message):
     """Fork a child for this job."""
 
     kind: Literal["fork_request"] = "fork_request"
     job: Job
 
 
-class Forked(_Message):
+class Forked(Message):
     """A child was forked."""
 
     kind: Literal["forked"] = "forked"
@@ -228,7 +116,7 @@ class Forked(_Message):
     pid: _Pid
 
 
-class Exited(_Message):
+class Exited(Message):
     """A child ended and was reaped."""
 
     kind: Literal["exited"] = "exited"
@@ -239,7 +127,7 @@ class Exited(_Message):
     """Exit code; negative: the signal that ended it."""
 
 
-class PrepareNursery(_Message):
+class PrepareNursery(Message):
     """Read into memory what the children of the next visits will use."""
 
     kind: Literal["prepare_nursery"] = "prepare_nursery"
@@ -253,7 +141,7 @@ class PrepareNursery(_Message):
     """Name of the lease on all this."""
 
 
-class NurseryPrepared(_Message):
+class NurseryPrepared(Message):
     """The nursery has read what it was asked to, as far as it could."""
 
     kind: Literal["nursery_prepared"] = "nursery_prepared"
@@ -268,19 +156,19 @@ class NurseryPrepared(_Message):
     trouble: str = ""
 
 
-class Retire(_Message):
+class Retire(Message):
     """Fork no more, and end when the last child has ended: another nursery has taken over."""
 
     kind: Literal["retire"] = "retire"
 
 
-class ShutDown(_Message):
+class ShutDown(Message):
     """End; children still alive are ended too."""
 
     kind: Literal["shut_down"] = "shut_down"
 
 
-class ChildReady(_Message):
+class ChildReady(Message):
     """The child's Butler is open on its clone."""
 
     kind: Literal["child_ready"] = "child_ready"
@@ -292,7 +180,7 @@ class ChildReady(_Message):
     """From the fork to the open Butler, seconds."""
 
 
-class ChildHeartbeat(_Message):
+class ChildHeartbeat(Message):
     """The child is alive."""
 
     kind: Literal["child_heartbeat"] = "child_heartbeat"
@@ -300,7 +188,7 @@ class ChildHeartbeat(_Message):
     phase: str
 
 
-class PhaseEvent(_Message):
+class PhaseEvent(Message):
     """Something worth a line in the journal happened in the child."""
 
     kind: Literal["phase_event"] = "phase_event"
@@ -320,10 +208,10 @@ class PhaseEvent(_Message):
         "handed_over",
     ]
     time: _Time
-    detail: dict[str, Any] = {}
+    detail: dict[str, Any] = pydantic.Field(default_factory=dict)
 
 
-class PermitRequest(_Message):
+class PermitRequest(Message):
     """The child has work for a processor and waits for a permit."""
 
     kind: Literal["permit_request"] = "permit_request"
@@ -331,20 +219,20 @@ class PermitRequest(_Message):
     work: Literal["preprocess", "main"]
 
 
-class PermitReturn(_Message):
+class PermitReturn(Message):
     """The child only waits now; another may have its permit."""
 
     kind: Literal["permit_return"] = "permit_return"
     key: DetectorKey
 
 
-class PermitGrant(_Message):
+class PermitGrant(Message):
     """The child may use a processor until it gives it back or ends."""
 
     kind: Literal["permit_grant"] = "permit_grant"
 
 
-class ChildDone(_Message):
+class ChildDone(Message):
     """The child's last word: how its detector-visit ended."""
 
     kind: Literal["child_done"] = "child_done"
@@ -361,7 +249,7 @@ class ChildDone(_Message):
     """Whether the same inputs might give something else another time."""
 
 
-class RawArrived(_Message):
+class RawArrived(Message):
     """A raw of this detector-visit is complete."""
 
     kind: Literal["raw_arrived"] = "raw_arrived"
@@ -376,21 +264,21 @@ class RawArrived(_Message):
     """Tells one content of the same URI from another, as an ETag does."""
 
 
-class NoMoreRaws(_Message):
+class NoMoreRaws(Message):
     """No further raw will come; go on with what there is."""
 
     kind: Literal["no_more_raws"] = "no_more_raws"
     reason: str
 
 
-class CancelWork(_Message):
+class CancelWork(Message):
     """Stop at the next safe moment."""
 
     kind: Literal["cancel_work"] = "cancel_work"
     reason: str
 
 
-class Pointing(_Message):
+class Pointing(Message):
     """Where the telescope may point."""
 
     ra: Annotated[float, Interval(ge=-360.0, le=360.0)] | None = None
@@ -401,7 +289,7 @@ class Pointing(_Message):
     """Without a filter only what does not depend on it is meant."""
 
 
-class ControlRequest(_Message):
+class ControlRequest(Message):
     """A command of ``ppdctl`` or of a player that announces a visit."""
 
     kind: Literal["control_request"] = "control_request"
@@ -416,7 +304,7 @@ class ControlRequest(_Message):
     """What to fetch, for ``prefetch``."""
 
 
-class ControlReply(_Message):
+class ControlReply(Message):
     """The answer to a `ControlRequest`."""
 
     kind: Literal["control_reply"] = "control_reply"
@@ -424,7 +312,7 @@ class ControlReply(_Message):
     error: str | None = None
     code: str = "ok"
     """``ok``, ``malformed``, ``stale``, ``duplicate``, ``ignored``, ``unavailable``, ``unknown``."""
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = pydantic.Field(default_factory=dict)
 
 
 _AnyMessage = Annotated[
