@@ -176,6 +176,9 @@ class Settings(Frozen):
     export_types: tuple[Regex, ...] = (".*",)
     """Regular expressions of the dataset types to export, matched whole (EXPORT_TYPE_REGEXP)."""
 
+    alert_deadline: Seconds = 60.0
+    """Seconds from a raw's arrival to its alerts; who can't make it any more makes way for others."""
+
     slots: Count = 32
     """How many children may live at once."""
 

@@ -159,6 +159,8 @@ def _print_status(status: dict[str, Any], console: Console) -> None:
         for visit in status["visits"]:
             accepted = time.strftime("%H:%M:%S", time.gmtime(visit["accepted"]))
             states_text = ", ".join(f"{k} {v}" for k, v in visit["states"].items())
+            if visit.get("late"):
+                states_text += f" ({visit['late']} late)"
             table.add_row(visit["group"], visit["filter"], accepted, states_text)
         console.print(table)
     counts = "  ".join(f"{k} {v}" for k, v in status["counts"].items())

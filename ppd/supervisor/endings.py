@@ -81,6 +81,10 @@ class Endings:
             self._ledger.failed(d, done.reason, done.failure or "final")
             d.lost_cause = done.reason
             self._hand_over(d, done)
+        elif d.putting_back and done.failure == "retriable" and not self.stopping:
+            d.put_backs += 1
+            d.next_attempt(delay=0.0)
+            self._ledger.change(d, State.WAITING, reason="put back: it is late")
         elif done.failure == "retriable" and self.stopping:
             self._put_off(d, done.reason)
         elif done.failure == "retriable" and done.retry and self._may_retry(d):
@@ -192,7 +196,7 @@ class Endings:
     def _may_retry(self, d: DetectorVisit) -> bool:
         if d.predecessor is not None and d.predecessor.last:
             return False
-        return d.may_retry and d.attempt <= self._settings.retries and time.time() < d.expires
+        return d.may_retry and d.attempt - d.put_backs <= self._settings.retries and time.time() < d.expires
 
     def _retry(self, d: DetectorVisit, reason: str) -> None:
         self._ledger.fault(d, "retried", reason)

@@ -9,7 +9,6 @@ from __future__ import annotations
 __all__ = ["Lifecycle"]
 
 import logging
-import os
 import random
 import signal
 import time
@@ -28,9 +27,7 @@ from ..messages import (
     Exited,
     Forked,
     ForkRequest,
-    Job,
     MessageError,
-    PermitGrant,
     PermitRequest,
     PermitReturn,
     PhaseEvent,
@@ -38,13 +35,12 @@ from ..messages import (
 )
 from ..sources.raws import Candidate
 from .central import CentralReader
-from .child_logs import log_file
 from .containment import Containment
 from .deadlines import check_time, terminate
-from .endings import Endings, local_repo
+from .dispatcher import Dispatcher
+from .endings import Endings
 from .exporter import Exported, Undeliverable
 from .ledger import Ledger
-from .permits import Permits
 from .raw_sources import RawSources
 from .raws import RawTable
 from .requests import Released, Resolve, Resolved
@@ -102,15 +98,16 @@ class Lifecycle:
         sources: RawSources,
     ):
         self.settings = settings
-        self.endpoint = endpoint
         self.ledger = ledger
         self.counters = ledger.counters
         self.central = central
         self.table = VisitTable()
         self.raws = RawTable(settings.raw_keep_seconds, settings.raw_keep_count)
-        self.permits = Permits(settings.running or os.cpu_count() or 1)
         self.endings = Endings(settings, ledger, self._release)
-        self._fork = fork
+        self.dispatcher = Dispatcher(
+            settings, endpoint, self.table, ledger, self.endings, containment, fork, send
+        )
+        self.permits = self.dispatcher.permits
         self._send = send
         self._containment = containment
         self._sources = sources
@@ -289,7 +286,7 @@ class Lifecycle:
         elif isinstance(message, PhaseEvent):
             self._phase(d, message)
         elif isinstance(message, PermitRequest):
-            self.permits.ask(d.key, urgent=message.work == "main", since=d.accepted)
+            self.dispatcher.ask(d, preprocessing=message.work == "preprocess")
         elif isinstance(message, PermitReturn):
             self.permits.give_back(d.key)
         elif isinstance(message, ChildDone):
@@ -357,13 +354,8 @@ class Lifecycle:
                 for message in check_time(d, now, self.settings):
                     self._send(d.identity or b"", message)
         if not self.endings.stopping:
-            self._fork_waiting(now)
-        for key in self.permits.grant():
-            holder = self.table.of_key(key)
-            if holder is None or holder.identity is None:
-                self.permits.give_back(key)
-            else:
-                self._send(holder.identity, PermitGrant())
+            self.dispatcher.fork_waiting(now)
+        self.dispatcher.grant(now)
         for candidate in self.raws.expire():
             self.counters.error("raws_unmatched", candidate.uri, "no visit was announced for it")
             _LOG.warning("Raw %s matched no visit in time.", candidate.uri)
@@ -407,44 +399,9 @@ class Lifecycle:
             seconds = self.settings.inputs_timeout
             self.endings.fail(d, f"its inputs were not there within {seconds:.0f} s")
 
-    def _fork_waiting(self, now: float) -> None:
-        free = self.settings.slots - len(self.table.live())
-        waiting = [d for d in self.table if d.state is State.WAITING and d.not_before <= now]
-        for d in sorted(waiting, key=lambda d: d.accepted)[: max(0, free)]:
-            if time.time() > d.expires:
-                if d.predecessor is None:
-                    self.endings.fail(d, "its message expired while it waited for a slot")
-                    continue
-                # It may not be run again, but what it may have changed has to be known.
-                d.predecessor = d.predecessor.model_copy(update={"last": True})
-            if self._fork(ForkRequest(job=self._job(d))):
-                self.ledger.change(d, State.FORKED)
-                d.forked_at = d.heard_at = now
-
-    def _job(self, d: DetectorVisit) -> Job:
-        entry = self._entry(d)
-        assert d.view is not None
-        cgroup = self._containment.prepare(d)
-        return Job(
-            key=d.key,
-            visit=entry.visit.model_dump(mode="json"),
-            accepted=d.accepted,
-            expires=d.expires,
-            cache=d.view,
-            preprocessing=d.preprocessing,
-            main=d.main,
-            runs=entry.runs,
-            endpoint=self.endpoint,
-            local_repo=str(local_repo(self.settings, d)),
-            spool=str(self.settings.spool_dir),
-            log_file=str(log_file(self.settings.state_dir, entry.day_obs, d.key)),
-            predecessor=d.predecessor,
-            mark=self._containment.mark(d),
-            cgroup=str(cgroup) if cgroup else None,
-        )
-
     def _note_raw(self, d: DetectorVisit, candidate: Candidate) -> None:
         assert candidate.key is not None
+        d.closed = max(d.closed or 0.0, candidate.closed)
         detail = {"uri": candidate.uri, "snap": candidate.key.snap, "closed": candidate.closed}
         self.ledger.event(d, "raw_seen", **detail)
 
@@ -470,7 +427,9 @@ class Lifecycle:
     def _phase(self, d: DetectorVisit, message: PhaseEvent) -> None:
         self.ledger.event(d, message.name, message.time, **message.detail)
         reason = str(message.detail.get("reason", ""))
+        self.dispatcher.pace.note(d.key, message.name, message.time)
         if message.name == "main_start":
+            d.putting_back = False
             self.ledger.change(d, State.RUNNING)
             self._sources.dismiss(d.group, d.detector)
         elif message.name == "preprocess_end" and not message.detail.get("success", True):
@@ -479,6 +438,7 @@ class Lifecycle:
             self.ledger.fault(d, _FAULTS[message.name], reason)
 
     def _release(self, d: DetectorVisit) -> None:
+        self.dispatcher.pace.forget(d.key)
         self.central.request(Released(d.holder))
         self.raws.forget(d.group, d.detector)
         self._sources.dismiss(d.group, d.detector)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 __all__ = ["Permits"]
 
-import heapq
-import itertools
+from collections.abc import Collection
 
 from ..messages import DetectorKey
+from .scheduling import Claim, choose, in_order
 
 
 class Permits:
     """A bounded number of permits, given out in order of worth.
 
     More children at work than processors only make every alert later: they
-    share the processors and all end together at the end.  Main pipelines go
-    before pre-processing (their raws are there), then first come, first
-    served.
+    share the processors and all end together at the end.  Who goes first is
+    decided in `ppd.supervisor.scheduling`.
 
     Parameters
     ----------
@@ -27,44 +26,46 @@ class Permits:
     def __init__(self, limit: int):
         self.limit = limit
         self._held: set[DetectorKey] = set()
-        self._queue: list[tuple[tuple[int, float, int], DetectorKey]] = []
-        self._order = itertools.count()
-        # The place in the line that counts; others in the queue are void.
-        self._queued: dict[DetectorKey, tuple[int, float, int]] = {}
+        self._queued: dict[DetectorKey, Claim] = {}
+        self._passed_over = 0
 
-    def ask(self, who: DetectorKey, *, urgent: bool, since: float) -> None:
-        """Stand in line.
-
-        Parameters
-        ----------
-        who : `ppd.messages.DetectorKey`
-            The child.
-        urgent : `bool`
-            Whether it is for a main pipeline.
-        since : `float`
-            When its visit was accepted: earlier goes first.
-        """
-        self._held.discard(who)
-        rank = 0 if urgent else 1
-        if self._queued.get(who, ())[:2] != (rank, since):
-            place = self._queued[who] = (rank, since, next(self._order))
-            heapq.heappush(self._queue, (place, who))
+    def ask(self, claim: Claim) -> None:
+        """Stand in line; who has a permit gives it back."""
+        self._held.discard(claim.who)
+        self._queued[claim.who] = claim
 
     def give_back(self, who: DetectorKey) -> None:
         """Take a permit back, or a place in the line."""
         self._held.discard(who)
         self._queued.pop(who, None)
 
-    def grant(self) -> list[DetectorKey]:
-        """Give out the permits that are free; return who got one."""
+    def grant(self, now: float, silent: Collection[DetectorKey] = ()) -> list[DetectorKey]:
+        """Give out the permits that are free; return who got one.
+
+        Parameters
+        ----------
+        now : `float`
+            The time, Unix seconds.
+        silent : collection of `ppd.messages.DetectorKey`, optional
+            Children that have not been heard of for a while: what they hold
+            is lent to others.
+        """
         granted = []
-        while self._queue and len(self._held) < self.limit:
-            place, who = heapq.heappop(self._queue)
-            if self._queued.get(who) == place:
-                del self._queued[who]
-                self._held.add(who)
-                granted.append(who)
+        working = len(self._held.difference(silent))
+        while self._queued and working < self.limit:
+            claim = choose(self._queued.values(), now, self._passed_over)
+            assert claim is not None
+            _, late = in_order(self._queued.values(), now)
+            self._passed_over = self._passed_over + 1 if late and claim not in late else 0
+            del self._queued[claim.who]
+            self._held.add(claim.who)
+            granted.append(claim.who)
+            working += 1
         return granted
+
+    def late(self, now: float) -> list[Claim]:
+        """Claims in the line that can't be done in time any more, oldest first."""
+        return in_order(self._queued.values(), now)[1]
 
     @property
     def held(self) -> int:

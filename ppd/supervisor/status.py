@@ -45,6 +45,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
                 "filter": entry.visit.filters,
                 "accepted": entry.accepted,
                 "states": states,
+                "late": sum(d.late for d in entry.detectors.values()),
             }
         )
     live = [d for d in life.table if d.state in LIVE]

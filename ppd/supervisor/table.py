@@ -75,6 +75,14 @@ class DetectorVisit:
     termination: str = ""
     may_retry: bool = True
     """Whether another try may follow when its child is ended by the supervisor."""
+    closed: float | None = None
+    """When its last raw was seen complete, Unix seconds."""
+    late: bool = False
+    """Whether its alerts will be late, as was seen when it waited for a processor."""
+    putting_back: bool = False
+    """Whether its child was told to make room."""
+    put_backs: int = 0
+    """How many attempts ended so; they are no retries."""
     sent: dict[str, Candidate] = dataclasses.field(default_factory=dict)
     done: ChildDone | None = None
     exited_at: float | None = None
@@ -115,6 +123,7 @@ class DetectorVisit:
         self.done = self.exited_at = self.exit_code = None
         self.told_no_more = self.exported = self.looked_for = False
         self.may_retry = True
+        self.putting_back = False
         self.phase = self.termination = ""
         self.cut_at = self.predecessor = None
         self.sent = {}

@@ -341,7 +341,8 @@ class _Life:
                     self.link.enter("spool_full")
                     self._event("spool_full", reason=reason)
                     self.link.send(PermitReturn(key=self.key))
-                self._receive(_SPOOL_RETRY_SECONDS)
+                # What is handed over now is not given up for anything.
+                self.link.receive(_SPOOL_RETRY_SECONDS)
 
     def _permit(self, work: Any) -> None:
         """Wait until the scheduler lets this child use a processor."""
