@@ -120,8 +120,9 @@ def test_visits_are_not_known(guard: ApdbGuard) -> None:
 def test_connection_was_lost(guard: ApdbGuard) -> None:
     """What was opened ahead, long before, is opened again."""
     guard.open()
-    lost = guard._connect()._engine.raw_connection()
-    lost.driver_connection.close()
+    pooled = guard._connect()._engine.raw_connection()
+    lost = pooled.driver_connection
+    pooled.close()
     lost.close()
     assert guard.stored((STORED,), DETECTOR).certain
     assert judge(_failed(), True, guard, (OTHER,), DETECTOR).failure == "retriable"
