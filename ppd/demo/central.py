@@ -35,6 +35,7 @@ _TYPES = (
     ("solar_system_orbits", (), "ArrowAstropy", False),
 )
 
+_LOCK_SECONDS = 30
 _CALIB = f"{INSTRUMENT}/calib/2026a"
 _TEMPLATES = f"{INSTRUMENT}/templates/2026a"
 _EPHEMERIDES = f"{INSTRUMENT}/ephemerides"
@@ -161,10 +162,13 @@ def build_apdb(folder: Path) -> Path:
     # Detectors store at the same time and SQLite lets one write: wait for the
     # lock longer than the driver's five seconds.
     config = ApdbSql.init_database(
-        f"sqlite:///{folder.resolve() / 'apdb.db'}", read_sources_months=12, connection_timeout=30
+        f"sqlite:///{folder.resolve() / 'apdb.db'}", read_sources_months=12, connection_timeout=_LOCK_SECONDS
     )
     path = folder / "apdb.yaml"
     config.save(str(path))
+    # What is saved is without the connection's part; it is read, though.
+    with path.open("a") as stream:
+        stream.write(f"connection_config:\n  connection_timeout: {_LOCK_SECONDS}\n")
     Apdb.from_uri(str(path))  # fails here rather than at night
     return path
 

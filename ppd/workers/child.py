@@ -87,9 +87,15 @@ def run_child(
         Exit code: 0 success, 1 failure that was reported, 3 the supervisor
         is gone.
     """
-    setup_logging(settings, settle_process(job))
-    bind(group=job.key.group, detector=job.key.detector, instrument=job.key.instrument)
-    life = _Life(job, settings, pipelines, description, inherited)
+    try:
+        setup_logging(settings, settle_process(job))
+        bind(group=job.key.group, detector=job.key.detector, instrument=job.key.instrument)
+        life = _Life(job, settings, pipelines, description, inherited)
+    except Terminated:
+        # As if it had come before there was a handler: nothing has begun.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise
     done = ChildDone(
         key=job.key, success=False, reason="it ended before it could say why", failure="retriable"
     )
