@@ -332,7 +332,7 @@ class Supervisor:
         if isinstance(item, Candidate):
             self.lifecycle.raw_seen(item)
         elif isinstance(item, Resolved):
-            self.lifecycle.resolved(item)
+            self.lifecycle.inputs.resolved(item)
         elif isinstance(item, PrepareNursery):
             self.nursery.prepare(item)
         elif isinstance(item, Exported):

@@ -9,7 +9,6 @@ from __future__ import annotations
 __all__ = ["Lifecycle"]
 
 import logging
-import random
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -40,10 +39,11 @@ from .deadlines import check_time, terminate
 from .dispatcher import Dispatcher
 from .endings import Endings
 from .exporter import Exported, Undeliverable
+from .input_seeker import InputSeeker
 from .ledger import Ledger
 from .raw_sources import RawSources
 from .raws import RawTable
-from .requests import Released, Resolve, Resolved
+from .requests import Released
 from .table import LIVE, DetectorVisit, State, VisitEntry, VisitTable
 
 _LOG = logging.getLogger(__name__)
@@ -108,6 +108,7 @@ class Lifecycle:
             settings, endpoint, self.table, ledger, self.endings, containment, fork, send
         )
         self.permits = self.dispatcher.permits
+        self.inputs = InputSeeker(settings, central, self.table, ledger, self.endings)
         self._send = send
         self._containment = containment
         self._sources = sources
@@ -137,65 +138,6 @@ class Lifecycle:
         entry = self.table.add(entry)
         entry.taken_on = time.monotonic()
         entry.resolve_at = entry.taken_on + delay
-
-    def resolved(self, answer: Resolved) -> None:
-        """Take the inputs of a visit, or the reason why there are none."""
-        entry = self.table.visits.get(answer.group)
-        if entry is None:
-            return
-        asked = [d for d in entry.detectors.values() if d.resolving and d.state is State.ACCEPTED]
-        for d in asked:
-            d.resolving = False
-        identity = entry.visit.identity
-        with bound(group=answer.group):
-            if answer.error is not None:
-                if answer.retry and self._ask_again(entry, answer.error):
-                    return
-                for d in asked:
-                    self.endings.fail(d, f"its inputs could not be had: {answer.error}")
-                return
-            _LOG.info(
-                "Inputs of %s are ready for %d detectors, %d without, after %.2f s and %d statements;"
-                " %d datasets were fetched.",
-                identity,
-                len(answer.views),
-                len(answer.refused),
-                answer.seconds,
-                answer.statements,
-                answer.fetched,
-            )
-        detail = {"statements": answer.statements, "datasets": answer.fetched, "seconds": answer.seconds}
-        self.ledger.journal.event(entry.visit.instrument, answer.group, None, "resolved", detail)
-        self.counters.add("central_statements", answer.statements)
-        if answer.inputs is not None:
-            self.table.keep_inputs(entry, answer.inputs)
-        again = False
-        if answer.postponed:
-            detector, reason = next(iter(answer.postponed.items()))
-            again = self._ask_again(entry, f"{len(answer.postponed)} detectors, such as {detector}: {reason}")
-        for d in asked:
-            if d.detector in answer.views:
-                d.view = answer.views[d.detector]
-                self.ledger.change(d, State.WAITING)
-                self.ledger.event(d, "inputs_ready")
-            elif d.detector in answer.postponed:
-                if not again:
-                    reason = answer.postponed[d.detector]
-                    self.endings.fail(d, f"no main pipeline has its inputs: {reason}")
-            else:
-                reason = answer.refused.get(d.detector, "they were not found")
-                self.endings.fail(d, f"no main pipeline has its inputs: {reason}")
-
-    def _ask_again(self, entry: VisitEntry, reason: str) -> bool:
-        """Plan another search for what a visit lacks, unless its message expires before."""
-        if entry.visit.age(time.time()) > self.settings.message_expiration:
-            return False
-        entry.tries += 1
-        delay = min(self.settings.repo_retry_delay, 2.0**entry.tries) * random.uniform(0.5, 1.0)
-        entry.resolve_at = time.monotonic() + delay
-        self.counters.error("inputs_retried", entry.visit.identity, reason)
-        _LOG.error("Inputs of %s: %s; next try in %.1f s.", entry.visit.identity, reason, delay)
-        return True
 
     def raw_seen(self, candidate: Candidate) -> None:
         """Take a raw: to its child, or to wait for its visit."""
@@ -339,11 +281,7 @@ class Lifecycle:
         """Do what is due: inputs to ask for, forks, permits, time-outs, ends."""
         now = time.monotonic()
         for entry in list(self.table.visits.values()):
-            if entry.resolve_at is not None and now >= entry.resolve_at:
-                entry.resolve_at = None
-                self._resolve(entry)
-            if not entry.over and now > entry.taken_on + self.settings.inputs_timeout:
-                self._give_up_inputs(entry)
+            self.inputs.turn(entry, now)
         self._containment.turn(self.table.live(), now)
         for d in self.table.live():
             if self.endings.due(d, now):
@@ -375,29 +313,6 @@ class Lifecycle:
         """When the last of a visit's children must be over, Unix seconds."""
         last = max((d.expires for d in entry.detectors.values()), default=0.0)
         return last + (1 + self.settings.retries) * self.settings.worker_timeout
-
-    def _resolve(self, entry: VisitEntry) -> None:
-        due = [d for d in entry.detectors.values() if d.state is State.ACCEPTED and not d.resolving]
-        for d in due:
-            d.resolving = True
-        if due:
-            self.central.request(
-                Resolve(
-                    visit=entry.visit,
-                    preprocessing={d.detector: d.preprocessing for d in due},
-                    main={d.detector: d.main for d in due},
-                    day_obs=entry.day_obs,
-                    deployment=entry.deployment,
-                    runs=tuple(entry.runs.values()),
-                )
-            )
-
-    def _give_up_inputs(self, entry: VisitEntry) -> None:
-        """Let detector-visits fail that have waited too long for the central repo."""
-        late = [d for d in entry.detectors.values() if d.state is State.ACCEPTED]
-        for d in late:
-            seconds = self.settings.inputs_timeout
-            self.endings.fail(d, f"its inputs were not there within {seconds:.0f} s")
 
     def _note_raw(self, d: DetectorVisit, candidate: Candidate) -> None:
         assert candidate.key is not None
