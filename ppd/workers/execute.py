@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["Candidate", "NoPipelineError", "PipelineFailedError", "prepare", "run_first_possible"]
+__all__ = [
+    "Candidate",
+    "NoPipelineError",
+    "PipelineFailedError",
+    "graph_executor",
+    "prepare",
+    "provenance_ref",
+    "run_first_possible",
+]
 
 import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from lsst.daf.butler import Butler, DatasetRef, DatasetType
+from lsst.daf.butler import Butler, DatasetRef, DatasetType, LimitedButler
 from lsst.pipe.base import InvalidQuantumError, Pipeline, PipelineTask, RepeatableQuantumError, TaskFactory
 from lsst.pipe.base.mp_graph_executor import MPGraphExecutor, MPGraphExecutorError
 from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilderError
@@ -165,8 +173,10 @@ def run_first_possible(
             with contained(memory):
                 candidate.executor.run_pipeline(
                     graph,
-                    graph_executor=_graph_executor(serving, functools.partial(started, path)),
-                    provenance_dataset_ref=_provenance(candidate.butler, provenance),
+                    graph_executor=graph_executor(
+                        serving, _AnnouncingFactory(functools.partial(started, path))
+                    ),
+                    provenance_dataset_ref=provenance_ref(candidate.butler, provenance),
                 )
         except Terminated:
             raise
@@ -178,11 +188,19 @@ def run_first_possible(
     raise NoPipelineError("; ".join(refusals) or "no pipeline is configured")
 
 
-def _graph_executor(butler: ReadThroughButler, started: Callable[[str], None]) -> MPGraphExecutor:
-    """Execute in this process, with inherited inputs from memory."""
+def graph_executor(butler: LimitedButler, factory: TaskFactory) -> MPGraphExecutor:
+    """Make what executes quanta in this process.
+
+    Parameters
+    ----------
+    butler : `lsst.daf.butler.LimitedButler`
+        Reads and writes datasets.
+    factory : `lsst.pipe.base.TaskFactory`
+        Makes tasks.
+    """
     quantum_executor = SingleQuantumExecutor(
         butler=butler,
-        task_factory=_AnnouncingFactory(started),
+        task_factory=factory,
         skip_existing=True,
         raise_on_partial_outputs=False,
     )
@@ -190,7 +208,8 @@ def _graph_executor(butler: ReadThroughButler, started: Callable[[str], None]) -
     return MPGraphExecutor(num_proc=1, timeout=_NO_TIMEOUT, quantum_executor=quantum_executor, fail_fast=True)
 
 
-def _provenance(butler: Butler, data_id: Mapping[str, object]) -> DatasetRef | None:
+def provenance_ref(butler: Butler, data_id: Mapping[str, object]) -> DatasetRef | None:
+    """Make the reference of the dataset that a pipeline's provenance goes to; none for no data ID."""
     if not data_id:
         return None
     dataset_type: DatasetType = butler.get_dataset_type("prompt_provenance")

@@ -50,6 +50,7 @@ from .child import run_child
 from .ingest import load_translators
 from .inherited import Inherited
 from .parting import fork_apart
+from .rehearsal import Rehearsal
 
 _LOG = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     pipe.send(NurseryReady(pid=os.getpid(), seconds=time.monotonic() - begin, pipelines=summaries))
-    inherited = Inherited(settings.local_repos)
+    inherited = Inherited(settings.local_repos, Rehearsal(settings, pipelines, description))
     try:
         return _serve(pipe, settings, pipelines, description, inherited)
     finally:
