@@ -154,10 +154,12 @@ class Rehearsal:
         tops = butler.collections.query_info(
             "*", collection_types={CollectionType.CHAINED, CollectionType.CALIBRATION}
         )
+        if not tops:
+            raise LookupError("there are no input collections yet")
         inputs = [found.raw_run, *(info.name for info in tops), RUN]
         (candidate,) = prepare(butler, self.pipelines, [path], {path: RUN}, inputs)
         scope = Scope(detector.instrument, _GROUP, detector.id, self.settings.skymap)
-        graph = self.pipelines[path].to_graph()
+        graph = self.pipelines[path].to_graph(butler.registry)
         if any("exposure" in t.dimensions or "visit" in t.dimensions for t in graph.tasks.values()):
             scope = dataclasses.replace(scope, exposures=(_EXPOSURE,), visits=found.visits)
         quanta = build_graph(candidate.executor, candidate.butler, candidate.pipeline, scope)
