@@ -26,7 +26,7 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ..errors import one_line
 from .containment import Terminated, contained
-from .graphs import Scope, build_graph
+from .graphs import GraphMaker, Scope, build_graph, prepare_graph
 from .inherited import Inherited
 from .read_through import ReadThroughButler
 
@@ -74,10 +74,10 @@ class Candidate:
     """A pipeline that may be run, with what can be prepared before its inputs are all there."""
 
     path: str
-    pipeline: Pipeline
     butler: Butler
     """Reads the pipeline's inputs and writes to its run."""
     executor: SeparablePipelineExecutor
+    maker: GraphMaker
 
 
 def prepare(
@@ -113,7 +113,8 @@ def prepare(
         # The run itself comes first: init-outputs were written by ppd-init.
         scoped = Butler.from_config(butler=butler, collections=[run, *inputs], run=run)
         executor = SeparablePipelineExecutor(scoped, skip_existing_in=[run], raise_on_partial_outputs=False)
-        candidates.append(Candidate(path, pipelines[path], scoped, executor))
+        maker = prepare_graph(executor, scoped, pipelines[path])
+        candidates.append(Candidate(path, scoped, executor, maker))
     return candidates
 
 
@@ -160,7 +161,7 @@ def run_first_possible(
         path = candidate.path
         serving = ReadThroughButler(candidate.butler, inherited)
         try:
-            graph = build_graph(candidate.executor, candidate.butler, candidate.pipeline, scope)
+            graph = build_graph(candidate.maker, scope)
         except (QuantumGraphBuilderError, LookupError, FileNotFoundError) as e:
             refusals.append(f"{path}: {_named(e)}")
             continue

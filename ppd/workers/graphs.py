@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Scope", "build_graph"]
+__all__ = ["GraphMaker", "Scope", "build_graph", "prepare_graph"]
 
 import dataclasses
 import logging
@@ -12,6 +12,7 @@ from lsst.daf.butler import Butler, DataCoordinate, DimensionGroup
 from lsst.pipe.base import Pipeline
 from lsst.pipe.base.pipeline_graph import PipelineGraph
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilder, QuantumGraphBuilderError
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from lsst.pipe.base.trivial_quantum_graph_builder import TrivialQuantumGraphBuilder
 
@@ -66,23 +67,63 @@ class Scope:
         return found
 
 
-def build_graph(
-    executor: SeparablePipelineExecutor, butler: Butler, pipeline: Pipeline, scope: Scope, fast: bool = True
-) -> PredictedQuantumGraph:
-    """Build the quantum graph of a pipeline.
+@dataclasses.dataclass(frozen=True)
+class GraphMaker:
+    """What of making a pipeline's quantum graph can be done before its inputs are there."""
+
+    executor: SeparablePipelineExecutor
+    butler: Butler
+    """The executor's Butler."""
+    pipeline: Pipeline
+    graph: PipelineGraph | None
+    """The pipeline's graph, resolved in the repo; `None` if it can't be."""
+    builder: QuantumGraphBuilder | None
+    """Used once; `None` where the fast way can't be taken."""
+
+
+def prepare_graph(
+    executor: SeparablePipelineExecutor, butler: Butler, pipeline: Pipeline, fast: bool = True
+) -> GraphMaker:
+    """Do what can be done while nobody waits.
 
     Parameters
     ----------
     executor : `lsst.pipe.base.separable_pipeline_executor.SeparablePipelineExecutor`
-        Will execute it.
+        Will execute the quantum graph.
     butler : `lsst.daf.butler.Butler`
         The executor's Butler.
     pipeline : `lsst.pipe.base.Pipeline`
         The pipeline.
-    scope : `Scope`
-        What it is run on.
     fast : `bool`, optional
         Whether the fast way may be taken.
+
+    Returns
+    -------
+    maker : `GraphMaker`
+        For `build_graph`.
+    """
+    graph, builder = None, None
+    try:
+        graph = pipeline.to_graph(butler.registry)
+        if fast:
+            builder = executor.make_quantum_graph_builder(
+                pipeline, builder_class=TrivialQuantumGraphBuilder, data_ids={}
+            )
+    except (QuantumGraphBuilderError, LookupError, FileNotFoundError) as e:
+        # It is raised again when there are inputs, and then it counts.
+        _LOG.info("No quantum graph can be prepared: %s: %s", type(e).__name__, e)
+    return GraphMaker(executor, butler, pipeline, graph, builder)
+
+
+def build_graph(maker: GraphMaker, scope: Scope) -> PredictedQuantumGraph:
+    """Build the quantum graph of a pipeline, once.
+
+    Parameters
+    ----------
+    maker : `GraphMaker`
+        What was prepared.
+    scope : `Scope`
+        What it is run on.
 
     Returns
     -------
@@ -95,15 +136,16 @@ def build_graph(
     up by themselves) have one data ID, the graph follows from it without a
     query for its rows.  Templates by patch, for example, take the general way.
     """
-    graph = pipeline.to_graph(butler.registry)
-    data_ids = _data_ids(butler, graph, scope) if fast else None
+    butler, builder = maker.butler, maker.builder
+    graph = maker.graph or maker.pipeline.to_graph(butler.registry)
+    data_ids = _data_ids(butler, graph, scope) if builder is not None else None
     with butler.registry.caching_context():
-        if data_ids is not None:
-            return executor.build_quantum_graph(
-                pipeline, builder_class=TrivialQuantumGraphBuilder, data_ids=data_ids
-            )
+        if isinstance(builder, TrivialQuantumGraphBuilder) and data_ids is not None:
+            builder.data_ids.update(data_ids)
+            metadata = {"skip_existing_in": builder.skip_existing_in, "skip_existing": True, "data_query": ""}
+            return builder.finish(metadata=metadata, attach_datastore_records=False).assemble()
         dimensions = {name for task in graph.tasks.values() for name in task.dimensions.names}
-        return executor.build_quantum_graph(pipeline, where=scope.where(dimensions))
+        return maker.executor.build_quantum_graph(maker.pipeline, where=scope.where(dimensions))
 
 
 def _data_ids(

@@ -159,10 +159,10 @@ class Rehearsal:
         inputs = [found.raw_run, *(info.name for info in tops), RUN]
         (candidate,) = prepare(butler, self.pipelines, [path], {path: RUN}, inputs)
         scope = Scope(detector.instrument, _GROUP, detector.id, self.settings.skymap)
-        graph = self.pipelines[path].to_graph(butler.registry)
-        if any("exposure" in t.dimensions or "visit" in t.dimensions for t in graph.tasks.values()):
+        tasks = self.pipelines[path].to_graph(butler.registry).tasks.values()
+        if any("exposure" in task.dimensions or "visit" in task.dimensions for task in tasks):
             scope = dataclasses.replace(scope, exposures=(_EXPOSURE,), visits=found.visits)
-        quanta = build_graph(candidate.executor, candidate.butler, candidate.pipeline, scope)
+        quanta = build_graph(candidate.maker, scope)
         if not len(quanta):
             raise LookupError("no quantum can be made")
         data_id = {"instrument": detector.instrument, "group": _GROUP, "detector": detector.id}
