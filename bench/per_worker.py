@@ -6,7 +6,7 @@ and forks them before any Butler exists; workers then live through both visits.
 
 from __future__ import annotations
 
-__all__ = ["measure"]
+__all__ = ["MODULES", "measure"]
 
 import dataclasses
 import gc
@@ -44,7 +44,7 @@ _WORKER_MB = 70.0
 _BACKEND_MB = 2 * 8.0
 
 # What a worker would otherwise import for itself, with its Butlers or its first visit.
-_MODULES = (
+MODULES = (
     "lsst.daf.butler.datastores.fileDatastore",
     "lsst.daf.butler.datastores.file_datastore.transfer",
     "lsst.daf.butler.direct_butler",
@@ -247,7 +247,7 @@ def main() -> None:
     """Be the host: one request on standard input, rows on standard output."""
     logging.disable(logging.WARNING)
     request = json.loads(sys.stdin.read())
-    for module in _MODULES:
+    for module in MODULES:
         importlib.import_module(module)
     host = _Host(CentralRepo(**request["repo"]), Path(request["folder"]))
     try:

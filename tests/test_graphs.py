@@ -15,7 +15,7 @@ from lsst.pipe.base.trivial_quantum_graph_builder import TrivialQuantumGraphBuil
 
 from ppd.demo.central import INSTRUMENT
 from ppd.demo.skymap import SKYMAP
-from ppd.workers.graphs import Scope, build_graph
+from ppd.workers.graphs import Scope, build_graph, prepare_graph
 
 _NAMES = ("Preprocess", "Isr", "SingleFrame", "ApPipe")
 
@@ -42,7 +42,9 @@ def _build(field: Field, name: str, scope: Scope, fast: bool, run: str = "test/g
         inputs = ["test/pre", f"{INSTRUMENT}/defaults"]
     scoped = Butler.from_config(butler=field.butler, collections=[run, *inputs], run=run)
     executor = SeparablePipelineExecutor(scoped, skip_existing_in=[run])
-    return build_graph(executor, scoped, Pipeline.fromFile(str(PIPELINES / f"{name}.yaml")), scope, fast=fast)
+    return build_graph(
+        prepare_graph(executor, scoped, Pipeline.fromFile(str(PIPELINES / f"{name}.yaml")), fast=fast), scope
+    )
 
 
 def _contents(graph: PredictedQuantumGraph) -> dict[tuple[str, str], Any]:

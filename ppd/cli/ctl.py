@@ -151,7 +151,9 @@ def _print_status(status: dict[str, Any], console: Console) -> None:
     console.print(
         f"inherited {inherited['datasets']} inputs, {inherited['bytes'] / 1e6:.1f} MB"
         f"  fetched ahead {prefetch['fetched']}"
-        + (f" ({prefetch['pointings']} pointings to go)" if prefetch["pointings"] else ""),
+        + (f" ({prefetch['pointings']} pointings to go)" if prefetch["pointings"] else "")
+        + f"  longest turn {1000 * status['loop']['longest_minute']:.0f} ms in the last minute,"
+        f" {1000 * status['loop']['longest']:.0f} ms since the start",
         highlight=False,
     )
     if status["visits"]:

@@ -138,6 +138,8 @@ class CentralReader:
         names = set(_ALWAYS)
         for pipeline in pipelines:
             names.update(pipeline.outputs, pipeline.init_outputs)
+            # Inputs too, or nothing that uses them could be rehearsed before they are fetched.
+            names.update(declared.name.partition(".")[0] for declared in pipeline.inputs)
         self._gatherer.learn(pipelines)
         # The replica may lag behind ppd-init, which has registered them.
         self._central.read(lambda butler: self._register(butler, names), primary=True)

@@ -55,6 +55,7 @@ from .raw_sources import RawSources, make_sources
 from .recovery import take_up
 from .requests import Released, Resolved
 from .spool import prepare, ready_entries, used_bytes
+from .stalls import LoopWatch
 from .table import State, VisitEntry
 
 _LOG = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Supervisor:
         self.settings = settings
         self.started = time.time()
         self.counters = Counters()
+        self.watch = LoopWatch(self._stalled)
         self.draining = False
         self.stopping = False
         self.spool_bytes = 0
@@ -196,6 +198,7 @@ class Supervisor:
             self._undo.callback(self.sources.stop)
             self.sources.start()
             self.exporter.start()
+            self._undo.enter_context(self.watch)
             sd_notify("READY=1")
             _LOG.info("Ready: deployment %s, %d detectors.", self.deployment, len(self.central.detectors))
             self._loop(wake_read, lambda: self.stopping)
@@ -213,6 +216,7 @@ class Supervisor:
                 if source != -1:  # no nursery now
                     poller.register(source, zmq.POLLIN)
             ready = dict(poller.poll(_TICK_MS))
+            self.watch.begin()
             if wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
@@ -229,6 +233,7 @@ class Supervisor:
                 self._send_answers,
             ):
                 self._guarded(step)
+            self.watch.end()
             if self._signals:
                 # A second one, while winding up, ends the wait at hand.
                 self._signals.clear()
@@ -289,6 +294,11 @@ class Supervisor:
         )
 
     # One turn of the loop
+
+    def _stalled(self, seconds: float, stack: str) -> None:
+        """Count a turn that nobody could be answered in for too long."""
+        where = stack.splitlines()[-2].strip() if stack else "nobody saw where"
+        self.counters.error("loop_stalls", "loop", f"a turn took {seconds:.1f} s ({where})")
 
     def _guarded(self, step: Any) -> None:
         try:

@@ -30,7 +30,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
     -------
     status : `dict`
         Health, detector-visits by state, the last visits, slots, cache,
-        spool, counts and errors.
+        spool, the loop's turns, counts and errors.
     """
     life = supervisor.lifecycle
     settings = supervisor.settings
@@ -98,6 +98,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
             "bytes": supervisor.spool_bytes,
             "max_bytes": settings.spool_max_bytes,
         },
+        "loop": supervisor.watch.describe(),
         "raws_waiting": life.raws.unmatched,
         "raw_sources": [dataclasses.asdict(s) for s in sources],
         "counts": supervisor.counters.as_dict(),

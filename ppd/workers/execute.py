@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["Candidate", "NoPipelineError", "PipelineFailedError", "Ran", "prepare", "run_first_possible"]
+__all__ = [
+    "Candidate",
+    "NoPipelineError",
+    "PipelineFailedError",
+    "Ran",
+    "graph_executor",
+    "prepare",
+    "provenance_ref",
+    "run_first_possible",
+]
 
 import dataclasses
 import functools
@@ -10,7 +19,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lsst.daf.butler import Butler, DatasetRef, DatasetType
+from lsst.daf.butler import Butler, DatasetRef, DatasetType, LimitedButler
 from lsst.pipe.base import (
     AnnotatedPartialOutputsError,
     InvalidQuantumError,
@@ -26,7 +35,7 @@ from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ..errors import one_line
 from .containment import Terminated, contained
-from .graphs import Scope, build_graph
+from .graphs import GraphMaker, Scope, build_graph, prepare_graph
 from .inherited import Inherited
 from .read_through import ReadThroughButler
 
@@ -108,10 +117,10 @@ class Candidate:
     """A pipeline that may be run, with what can be prepared before its inputs are all there."""
 
     path: str
-    pipeline: Pipeline
     butler: Butler
     """Reads the pipeline's inputs and writes to its run."""
     executor: SeparablePipelineExecutor
+    maker: GraphMaker
 
 
 def prepare(
@@ -147,7 +156,8 @@ def prepare(
         # The run itself comes first: init-outputs were written by ppd-init.
         scoped = Butler.from_config(butler=butler, collections=[run, *inputs], run=run)
         executor = SeparablePipelineExecutor(scoped, skip_existing_in=[run], raise_on_partial_outputs=False)
-        candidates.append(Candidate(path, pipelines[path], scoped, executor))
+        maker = prepare_graph(executor, scoped, pipelines[path])
+        candidates.append(Candidate(path, scoped, executor, maker))
     return candidates
 
 
@@ -194,7 +204,7 @@ def run_first_possible(
         path = candidate.path
         serving = ReadThroughButler(candidate.butler, inherited)
         try:
-            graph = build_graph(candidate.executor, candidate.butler, candidate.pipeline, scope)
+            graph = build_graph(candidate.maker, scope)
         except Exception as e:
             # Whatever it is, also a mistake in a task's connections: nothing has begun yet.
             _LOG.debug("No quantum graph of %s.", path, exc_info=True)
@@ -210,8 +220,10 @@ def run_first_possible(
             with contained(memory):
                 candidate.executor.run_pipeline(
                     graph,
-                    graph_executor=_graph_executor(serving, functools.partial(started, path), remarks),
-                    provenance_dataset_ref=_provenance(candidate.butler, provenance),
+                    graph_executor=graph_executor(
+                        serving, _WatchingFactory(functools.partial(started, path), remarks), remarks
+                    ),
+                    provenance_dataset_ref=provenance_ref(candidate.butler, provenance),
                 )
         except Terminated:
             raise
@@ -223,14 +235,24 @@ def run_first_possible(
     raise NoPipelineError("; ".join(refusals) or "no pipeline is configured")
 
 
-def _graph_executor(
-    butler: ReadThroughButler, started: Callable[[str], None], remarks: list[str]
+def graph_executor(
+    butler: LimitedButler, factory: TaskFactory, remarks: list[str] | None = None
 ) -> MPGraphExecutor:
-    """Execute in this process, with inherited inputs from memory."""
+    """Make what executes quanta in this process.
+
+    Parameters
+    ----------
+    butler : `lsst.daf.butler.LimitedButler`
+        Reads and writes datasets.
+    factory : `lsst.pipe.base.TaskFactory`
+        Makes tasks.
+    remarks : `list` [ `str` ], optional
+        Where it is noted which quanta had nothing to work on.
+    """
     quantum_executor = _Executor(
-        remarks,
+        [] if remarks is None else remarks,
         butler=butler,
-        task_factory=_WatchingFactory(started, remarks),
+        task_factory=factory,
         skip_existing=True,
         raise_on_partial_outputs=False,
     )
@@ -238,7 +260,8 @@ def _graph_executor(
     return MPGraphExecutor(num_proc=1, timeout=_NO_TIMEOUT, quantum_executor=quantum_executor, fail_fast=True)
 
 
-def _provenance(butler: Butler, data_id: Mapping[str, object]) -> DatasetRef | None:
+def provenance_ref(butler: Butler, data_id: Mapping[str, object]) -> DatasetRef | None:
+    """Make the reference of the dataset that a pipeline's provenance goes to; none for no data ID."""
     if not data_id:
         return None
     dataset_type: DatasetType = butler.get_dataset_type("prompt_provenance")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Scope", "build_graph"]
+__all__ = ["GraphMaker", "Scope", "build_graph", "prepare_graph"]
 
 import dataclasses
 import logging
@@ -12,6 +12,7 @@ from lsst.daf.butler import Butler, DataCoordinate, DatasetRef, DimensionGroup
 from lsst.pipe.base import Pipeline
 from lsst.pipe.base.pipeline_graph import PipelineGraph, TaskNode
 from lsst.pipe.base.quantum_graph import PredictedQuantumGraph
+from lsst.pipe.base.quantum_graph_builder import QuantumGraphBuilder
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from lsst.pipe.base.trivial_quantum_graph_builder import TrivialQuantumGraphBuilder
 
@@ -66,23 +67,63 @@ class Scope:
         return found
 
 
-def build_graph(
-    executor: SeparablePipelineExecutor, butler: Butler, pipeline: Pipeline, scope: Scope, fast: bool = True
-) -> PredictedQuantumGraph:
-    """Build the quantum graph of a pipeline.
+@dataclasses.dataclass(frozen=True)
+class GraphMaker:
+    """What of making a pipeline's quantum graph can be done before its inputs are there."""
+
+    executor: SeparablePipelineExecutor
+    butler: Butler
+    """The executor's Butler."""
+    pipeline: Pipeline
+    graph: PipelineGraph | None
+    """The pipeline's graph, resolved in the repo; `None` if it can't be."""
+    builder: QuantumGraphBuilder | None
+    """Used once; `None` where the fast way can't be taken."""
+
+
+def prepare_graph(
+    executor: SeparablePipelineExecutor, butler: Butler, pipeline: Pipeline, fast: bool = True
+) -> GraphMaker:
+    """Do what can be done while nobody waits.
 
     Parameters
     ----------
     executor : `lsst.pipe.base.separable_pipeline_executor.SeparablePipelineExecutor`
-        Will execute it.
+        Will execute the quantum graph.
     butler : `lsst.daf.butler.Butler`
         The executor's Butler.
     pipeline : `lsst.pipe.base.Pipeline`
         The pipeline.
-    scope : `Scope`
-        What it is run on.
     fast : `bool`, optional
         Whether the fast way may be taken.
+
+    Returns
+    -------
+    maker : `GraphMaker`
+        For `build_graph`.
+    """
+    graph, builder = None, None
+    try:
+        graph = pipeline.to_graph(butler.registry)
+        if fast:
+            builder = executor.make_quantum_graph_builder(
+                pipeline, builder_class=TrivialQuantumGraphBuilder, data_ids={}
+            )
+    except Exception as e:
+        # Also a mistake in a task's connections.  It is raised again when there are inputs, and then it counts.
+        _LOG.info("No quantum graph can be prepared: %s: %s", type(e).__name__, e)
+    return GraphMaker(executor, butler, pipeline, graph, builder)
+
+
+def build_graph(maker: GraphMaker, scope: Scope) -> PredictedQuantumGraph:
+    """Build the quantum graph of a pipeline, once.
+
+    Parameters
+    ----------
+    maker : `GraphMaker`
+        What was prepared.
+    scope : `Scope`
+        What it is run on.
 
     Returns
     -------
@@ -94,17 +135,17 @@ def build_graph(
     Where all quanta have one data ID, the graph follows from it, with a query
     for each input of other dimensions (such as templates by patch) alone.
     """
-    graph = pipeline.to_graph(butler.registry)
+    butler, builder = maker.butler, maker.builder
+    graph = maker.graph or maker.pipeline.to_graph(butler.registry)
     with butler.registry.caching_context():
-        found = _find_inputs(butler, graph, scope) if fast else None
-        if found is not None:
-            return executor.build_quantum_graph(
-                pipeline,
-                builder_class=TrivialQuantumGraphBuilder,
-                data_ids=found.data_ids,
-                input_refs=found.refs,
-            )
-        return executor.build_quantum_graph(pipeline, where=scope.where(_names(graph.tasks.values())))
+        found = _find_inputs(butler, graph, scope) if builder is not None else None
+        if isinstance(builder, TrivialQuantumGraphBuilder) and found is not None:
+            builder.data_ids.update(found.data_ids)
+            builder.input_refs = found.refs
+            metadata = {"skip_existing_in": builder.skip_existing_in, "skip_existing": True, "data_query": ""}
+            return builder.finish(metadata=metadata, attach_datastore_records=False).assemble()
+        where = scope.where(_names(graph.tasks.values()))
+        return maker.executor.build_quantum_graph(maker.pipeline, where=where)
 
 
 @dataclasses.dataclass

@@ -130,7 +130,9 @@ def hand_over(
         manifest = {
             "type": "pp-output",
             "key": key.model_dump(),
-            "dimension_records": [r.to_simple().model_dump(mode="json") for r in _records(butler, refs)],
+            "dimension_records": [
+                r.to_simple().model_dump(mode="json") for r in collect_records(butler, refs)
+            ],
             "dataset_types": [
                 t.to_simple().model_dump(mode="json") for t in sorted({r.datasetType for r in refs})
             ],
@@ -158,8 +160,16 @@ def hand_over(
     return HandOver(entry, len(refs), size)
 
 
-def _records(butler: Butler, refs: Sequence[DatasetRef]) -> list[DimensionRecord]:
-    """Collect the records that a child made, each once, in dependency order."""
+def collect_records(butler: Butler, refs: Sequence[DatasetRef]) -> list[DimensionRecord]:
+    """Collect the records that a child made, each once, in dependency order.
+
+    Parameters
+    ----------
+    butler : `lsst.daf.butler.Butler`
+        The child's repo.
+    refs : sequence of `lsst.daf.butler.DatasetRef`
+        Outputs, with dimension records.
+    """
     found: dict[str, dict[object, DimensionRecord]] = {element: {} for element in _ELEMENTS}
     for ref in refs:
         for element in ref.dataId.dimensions.elements:

@@ -9,18 +9,25 @@ import logging
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base import InMemoryDatasetHandle
 
 from ..messages import NurseryPrepared, PrepareNursery
 from .local_repo import clone_repo, remove_repo
-from .preload import rehearse
-from .probe import Probe
+from .probe import QUICK, REHEARSAL, Probe
 from .quick_open import Template
 
+if TYPE_CHECKING:
+    from .rehearsal import Rehearsal
+
 _LOG = logging.getLogger(__name__)
+
+# At the start, with what is fetched ahead, and with what the first visit needs.
+_MAX_REHEARSALS = 4
 
 
 class Inherited:
@@ -30,6 +37,8 @@ class Inherited:
     ----------
     folder : `pathlib.Path`
         Where local repos are made.
+    rehearsal : `ppd.workers.rehearsal.Rehearsal`, optional
+        What to do once in the repo that is opened.
 
     Notes
     -----
@@ -39,11 +48,17 @@ class Inherited:
     dataset of each type first, and a type that fails there is not read here.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, rehearsal: Rehearsal | None = None):
         self._folder = folder / f"ppd-nursery-{os.getpid()}"
         self._objects: dict[uuid.UUID, InMemoryDatasetHandle] = {}
         self._sizes: dict[uuid.UUID, int] = {}
         self.template: Template | None = None
+        self._rehearsal = rehearsal
+        self._rehearsing: Iterator[str | None] | None = None
+        self._rehearsals = 0
+        self._missing: list[str] = []
+        self._unsafe = False
+        self._opened: Butler | None = None
         self._request: PrepareNursery | None = None
         self._next: PrepareNursery | None = None
         self._begun = 0.0
@@ -85,6 +100,8 @@ class Inherited:
                 self._open(self._request)
             elif self._probe is not None:
                 self._await_probe(self._probe)
+            elif self._rehearsing is not None:
+                self._rehearse(self._rehearsing)
             elif self._waiting and self._next is None:
                 self._read(self._waiting.pop(0), self._request.max_bytes)
             else:
@@ -117,6 +134,9 @@ class Inherited:
             if ref is not None:
                 self._waiting.append(ref)
         self._butler.registry.resetConnectionPool()
+        if self._missing and self._rehearsals < _MAX_REHEARSALS:
+            # The cache may have by now what was missing, such as a dataset type.
+            self._tried_quick = False
         self._start_probe(request, self._butler)
 
     def _await_probe(self, probe: Probe) -> None:
@@ -125,10 +145,10 @@ class Inherited:
             return
         assert self._request is not None and self._butler is not None
         self._probe = None
-        if "" in result and self.template is None:
-            self._make_template(self._request, result[""])
+        if QUICK in result:
+            self._open_template(self._request, result[QUICK], result.get(REHEARSAL))
         for name, fault in result.items():
-            if name:
+            if name not in (QUICK, REHEARSAL):
                 self._safe[name] = fault is None
                 if fault is not None:
                     self._trouble.append(f"{name}: {fault}")
@@ -138,23 +158,42 @@ class Inherited:
     def _start_probe(self, request: PrepareNursery, butler: Butler) -> None:
         unknown = {r.datasetType.name: r for r in self._waiting if r.datasetType.name not in self._safe}
         if unknown or not self._tried_quick:
-            self._probe = Probe(butler, self._folder, request, list(unknown.values()))
+            # A rehearsal that starts threads or crashes is not tried again.
+            rehearsal = None if self._tried_quick or self._unsafe else self._rehearsal
+            self._probe = Probe(butler, self._folder, request, list(unknown.values()), rehearsal)
             self._tried_quick = True
 
-    def _make_template(self, request: PrepareNursery, fault: str | None) -> None:
+    @property
+    def _template_folder(self) -> Path:
+        return self._folder.with_name(self._folder.name + "-template")
+
+    def _open_template(self, request: PrepareNursery, fault: str | None, unsafe: str | None) -> None:
         if fault is not None:
             self._trouble.append(f"children open their repos the slow way: {fault}")
             return
-        folder = self._folder.with_name(self._folder.name + "-template")
-        butler = clone_repo(folder, request.view)
-        try:
-            butler.collections.register("ppd/rehearsal")
-            rehearse(butler)
-        except Exception as e:
-            # Such as a site without this dataset type: children take longer.
-            _LOG.info("What children do can't be rehearsed: %s: %s", type(e).__name__, e)
-        self.template = Template(butler, folder)
-        remove_repo(folder)
+        self._opened = clone_repo(self._template_folder, request.view)
+        self._missing = []
+        self._rehearsals += 1
+        if unsafe is not None:
+            self._unsafe = True
+            self._trouble.append(f"children begin slowly: {unsafe}")
+        if self._rehearsal is None or self._unsafe:
+            self._rehearsing = iter(())
+        else:
+            self._rehearsing = self._rehearsal.run(self._opened, self._template_folder)
+
+    def _rehearse(self, pieces: Iterator[str | None]) -> None:
+        """Rehearse another piece; after the last one, children may use what was opened."""
+        assert self._opened is not None
+        for missing in pieces:
+            if missing is not None:
+                self._missing.append(missing)
+                _LOG.info("Not rehearsed: %s", missing)
+            return
+        self._rehearsing = None
+        self.template = Template(self._opened, self._template_folder)
+        self._opened = None
+        remove_repo(self._template_folder)
 
     def _read(self, ref: DatasetRef, max_bytes: int) -> None:
         assert self._butler is not None
@@ -190,7 +229,11 @@ class Inherited:
         return report
 
     def _clean_up(self) -> None:
-        self._request, self._waiting = None, []
+        self._request, self._waiting, self._rehearsing = None, [], None
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+            remove_repo(self._template_folder)
         if self._probe is not None:
             self._probe.kill()
             self._probe = None

@@ -51,6 +51,7 @@ from .ingest import load_translators
 from .ingesting import choose_ingest
 from .inherited import Inherited
 from .parting import fork_apart
+from .rehearsal import Rehearsal
 
 _LOG = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     pipe.send(NurseryReady(pid=os.getpid(), seconds=time.monotonic() - begin, pipelines=summaries))
-    inherited = Inherited(settings.local_repos)
+    inherited = Inherited(settings.local_repos, Rehearsal(settings, pipelines, description))
     try:
         return _serve(pipe, settings, pipelines, description, inherited)
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Probe"]
+__all__ = ["QUICK", "REHEARSAL", "Probe"]
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lsst.daf.butler import Butler, DatasetRef
 
@@ -21,7 +21,15 @@ from .local_repo import clone_repo, remove_repo
 from .parting import fork_apart
 from .quick_open import Template
 
+if TYPE_CHECKING:
+    from .rehearsal import Rehearsal
+
 _SECONDS = 60.0
+
+QUICK = ""
+"""What the quick way of opening a repo has, in results, in the place of a dataset type."""
+REHEARSAL = "#rehearsal"
+"""What the rehearsal has."""
 
 
 class Probe:
@@ -37,6 +45,8 @@ class Probe:
         Gives the view to clone once more.
     refs : `list` [ `lsst.daf.butler.DatasetRef` ]
         Datasets to read, one of each type.
+    rehearsal : `ppd.workers.rehearsal.Rehearsal`, optional
+        What to rehearse.
 
     Notes
     -----
@@ -44,9 +54,16 @@ class Probe:
     crashes ends the probe: types that it did not come to are for another.
     """
 
-    def __init__(self, butler: Butler, folder: Path, request: PrepareNursery, refs: list[DatasetRef]):
+    def __init__(
+        self,
+        butler: Butler,
+        folder: Path,
+        request: PrepareNursery,
+        refs: list[DatasetRef],
+        rehearsal: Rehearsal | None = None,
+    ):
         self._other = folder.with_name(folder.name + "-probe")
-        self._names = ["", *(ref.datasetType.name for ref in refs)]
+        self._names = [QUICK, *([REHEARSAL] if rehearsal else []), *(ref.datasetType.name for ref in refs)]
         self._deadline = time.monotonic() + _SECONDS
         self._data = b""
         self._read, write = os.pipe()
@@ -54,7 +71,7 @@ class Probe:
         if not self._pid:
             try:
                 os.close(self._read)
-                for name, fault in _try_all(butler, folder, self._other, request, refs):
+                for name, fault in _try_all(butler, folder, self._other, request, refs, rehearsal):
                     os.write(write, json.dumps([name, fault]).encode() + b"\n")
             finally:
                 os._exit(0)
@@ -66,8 +83,8 @@ class Probe:
         Returns
         -------
         result : `dict` [ `str`, `str` or `None` ] or `None`
-            A fault, or `None`, by dataset type, and by ``""`` for the quick
-            way of opening a repo.  `None`: it is at work.
+            A fault, or `None`, by dataset type, by `QUICK` for the quick way of
+            opening a repo and by `REHEARSAL`.  `None`: it is at work.
         """
         if time.monotonic() > self._deadline:
             self.kill()
@@ -92,30 +109,59 @@ class Probe:
     def _result(self, fault: str) -> dict[str, str | None]:
         result: dict[str, str | None] = dict(json.loads(line) for line in self._data.splitlines())
         rest = [name for name in self._names if name not in result]
-        if rest and not any(f and f.startswith(_THREADS) for f in result.values()):
+        if rest and not any(f and _THREADS in f for f in result.values()):
             result[rest[0]] = fault
         return result
 
 
-_THREADS = "its reader starts threads"
+_THREADS = "starts threads"
 
 
 def _try_all(
-    butler: Butler, folder: Path, other: Path, request: PrepareNursery, refs: list[DatasetRef]
+    butler: Butler,
+    folder: Path,
+    other: Path,
+    request: PrepareNursery,
+    refs: list[DatasetRef],
+    rehearsal: Rehearsal | None,
 ) -> Iterator[tuple[str, str | None]]:
-    yield "", _try_quick(butler, folder, other, request)
+    yield QUICK, _try_quick(butler, folder, other, request)
+    if rehearsal is not None:
+        fault = _try_rehearsal(rehearsal, other, request)
+        threads = _threads()
+        yield REHEARSAL, f"the rehearsal {_THREADS} ({threads})" if threads and not fault else fault
+        if threads:
+            return
     for ref in refs:
         fault = None
         try:
             butler.get(ref)
         except Exception as e:
             fault = f"{type(e).__name__}: {e}"
-        threads = sum(1 for _ in Path("/proc/self/task").iterdir())
-        if threads > 1:
+        threads = _threads()
+        if threads:
             # Of what comes after it, nothing can be told any more.
-            yield ref.datasetType.name, f"{_THREADS} ({threads - 1})"
+            yield ref.datasetType.name, f"its reader {_THREADS} ({threads})"
             return
         yield ref.datasetType.name, fault
+
+
+def _threads() -> int:
+    """How many threads there are beside the first."""
+    return sum(1 for _ in Path("/proc/self/task").iterdir()) - 1
+
+
+def _try_rehearsal(rehearsal: Rehearsal, other: Path, request: PrepareNursery) -> str | None:
+    """Rehearse in a repo of its own; say what is wrong with it."""
+    try:
+        with clone_repo(other, request.view) as butler:
+            for _ in rehearsal.run(butler, other):
+                pass
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    finally:
+        remove_repo(other)
+    return None
 
 
 def _try_quick(butler: Butler, folder: Path, other: Path, request: PrepareNursery) -> str | None:
