@@ -110,7 +110,7 @@ def prepare_graph(
                 pipeline, builder_class=TrivialQuantumGraphBuilder, data_ids={}
             )
     except Exception as e:
-        # Also a mistake in a task's connections.  It is raised again when there are inputs, and then it counts.
+        # Also a mistake in a task's connections: raised again when it counts.
         _LOG.info("No quantum graph can be prepared: %s: %s", type(e).__name__, e)
     return GraphMaker(executor, butler, pipeline, graph, builder)
 
