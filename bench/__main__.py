@@ -19,11 +19,13 @@ from types import ModuleType
 from rich.console import Console
 
 from .central import CentralRepo, build_central
+from .life import measure_life, merge_life
 from .report import describe_machine, draw, show_table, write_results
 from .rows import ForkTimes, Row, median_rows
 from .servers import PostgresServer
 from .sky import choose_detectors, make_visits
 
+_PARTS = ("inputs", "life")
 _BACKENDS = ("sqlite", "postgresql")
 _WAYS = {"ppd": "bench.ppd_way", "per-worker": "bench.per_worker"}
 # What takes long once is measured once.
@@ -44,6 +46,13 @@ def main() -> int:
     logging.disable(logging.WARNING)
     # So that everything that was begun is ended by those who began it.
     signal.signal(signal.SIGTERM, _end)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if "life" in arguments.only:
+        figures = measure_life()
+        merge_life(arguments.out / "results.json", figures)
+        console.print_json(data=figures)
+    if "inputs" not in arguments.only:
+        return 0
     run = _Run(console, time.monotonic() + 60.0 * arguments.minutes)
     ways = run.load_ways(arguments.ways)
     with tempfile.TemporaryDirectory(prefix="ppd-bench-") as name, contextlib.ExitStack() as stack:
@@ -58,7 +67,6 @@ def main() -> int:
         console.print("Nothing was measured.")
         return 1
     show_table(rows, console)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     results, picture = arguments.out / "results.json", arguments.out / "inputs.png"
     write_results(results, rows, fork, describe_machine(run.postgresql))
     draw(picture, rows)
@@ -177,7 +185,7 @@ def _parse() -> argparse.Namespace:
         default="1,9,45,189",
         help="how many detectors, a list with commas (default %(default)s)",
     )
-    for name, known in (("backends", _BACKENDS), ("ways", tuple(_WAYS))):
+    for name, known in (("only", _PARTS), ("backends", _BACKENDS), ("ways", tuple(_WAYS))):
         parser.add_argument(
             f"--{name}",
             type=_list_of(known),

@@ -22,12 +22,16 @@ from ppd.cli.client import ControlClient
 from ppd.config import Settings
 from ppd.demo.camera import INSTRUMENT, focal_plane
 
+from . import ppd_way
+from .central import build_central
 from .life_site import await_that, build_life_central, life_settings, make_life_visit, start_ppd, write_raw
 from .life_worker import LifeWorkers
+from .sky import choose_detectors, make_visits
 
 _ALONE = 20
 _ROUNDS = 5
-_NIGHT_VISITS = 10
+_NIGHT_VISITS = 6
+_MANY = 189
 _VISIT_SECONDS = 60.0
 # A real raw comes half a minute after its child is ready.
 _REST = 0.4
@@ -85,6 +89,7 @@ def measure_life(alone: int = _ALONE, rounds: int = _ROUNDS, per_worker: bool = 
             way: {case: _summary(values) for case, values in cases.items()} for way, cases in times.items()
         },
         **share,
+        **measure_stalls(),
     }
 
 
@@ -205,10 +210,43 @@ def _supervisor_share(ppd: _Ppd, folder: Path, number: int, detectors: Sequence[
     }
 
 
+def measure_stalls() -> dict[str, Any]:
+    """Announce a visit of all LSSTCam detectors, and take the longest turn of the loop.
+
+    Returns
+    -------
+    figures : `dict`
+        ``event_loop_stall_max_s``, and how many turns there were.
+    """
+    with tempfile.TemporaryDirectory(prefix="ppd-bench-") as name:
+        repo = build_central(Path(name) / "sqlite", Path(name) / "payloads")
+        with ppd_way.running(repo, worker_timeout=600.0) as ppd:
+            visit = make_visits().cold
+            ppd.announce(visit, choose_detectors(_MANY))
+            ppd.wait(lambda: time.sleep(0.5) or _settled(ppd, visit.groupId) == _MANY, "children to be ready")
+            loop = ppd.client.status()["loop"]
+    return {"event_loop_stall_max_s": loop["longest"], "event_loop_turns": loop["turns"]}
+
+
+def _settled(ppd: Any, group: str) -> int:
+    return len(ppd.events(group, "ready")) + len(ppd.events(group, "failed"))
+
+
 def _summary(values: Sequence[float]) -> dict[str, float]:
     p50, p95 = np.percentile(values, (50, 95))
     return {"min": min(values), "median": float(p50), "p95": float(p95), "repeats": len(values)}
 
 
-if __name__ == "__main__":
-    print(json.dumps(measure_life(), indent=1))
+def merge_life(path: Path, figures: dict[str, Any]) -> None:
+    """Put the figures into the results, beside what is there.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        The JSON file; made if it does not exist.
+    figures : `dict`
+        What `measure_life` returned.
+    """
+    results = json.loads(path.read_text()) if path.exists() else {}
+    rounded = json.loads(json.dumps(figures), parse_float=lambda text: round(float(text), 4))
+    path.write_text(json.dumps({**results, "life": rounded}, indent=1) + "\n")

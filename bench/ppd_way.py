@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["measure", "measure_fork"]
+__all__ = ["measure", "measure_fork", "running"]
 
 import contextlib
 import json
@@ -47,7 +47,7 @@ def measure(repo: CentralRepo, detectors: Sequence[int], visits: VisitPair) -> l
     RuntimeError
         Raised if the children did not get ready in time.
     """
-    with _running(repo) as ppd:
+    with running(repo) as ppd:
         cold = ppd.row(repo, detectors, visits.cold, "cold")
         # No raw will come: the first visit is over before the second is announced,
         # as it is for the other way's workers.
@@ -63,7 +63,7 @@ def measure_fork(repo: CentralRepo) -> ForkTimes:
     repo : `bench.central.CentralRepo`
         The central repo.
     """
-    with _running(repo, warm_ahead=True) as ppd:
+    with running(repo, warm_ahead=True) as ppd:
         ppd.wait(lambda: ppd.client.status()["inherited"]["quick"], "the nursery to be prepared")
         alone: list[float] = []
         for detector in choose_detectors(_FORKS):
@@ -173,7 +173,7 @@ class _Ppd:
 
 
 @contextlib.contextmanager
-def _running(repo: CentralRepo, **changes: Any) -> Iterator[_Ppd]:
+def running(repo: CentralRepo, **changes: Any) -> Iterator[_Ppd]:
     """Run a ppd that has never seen a visit; nothing is left of it."""
     with tempfile.TemporaryDirectory(prefix="ppd-bench-") as name:
         folder = Path(name)

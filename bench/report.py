@@ -95,7 +95,9 @@ def write_results(path: Path, rows: Sequence[Row], fork: ForkTimes | None, machi
     machine : `dict`
         On what.
     """
+    # What another part has measured stays.
     results = {
+        **(json.loads(path.read_text()) if path.exists() else {}),
         "machine": machine,
         "inputs": [_rounded(row) for row in rows],
         "fork": {} if fork is None else _rounded(fork),

@@ -42,6 +42,10 @@ def test_what_is_inherited_is_never_changed(observatory: Observatory, tmp_path: 
         served = [int(n) for n in re.findall(r"(\d+) inputs came from memory", text)]
         assert len(served) == 2 and min(served) >= 6
         assert "opened the slow way" not in text
+        # What was missing at the start was there later, and nothing is unsafe to rehearse.
+        log = ppd.log.read_text()
+        assert "children begin slowly" not in log
+        assert not [line for line in log.splitlines() if "Not rehearsed" in line][1:], log
         with Butler.from_config(str(ppd.central), writeable=False) as butler:
             seen = [butler.get(r) for name in ("spoilt", "seen") for r in ppd.outputs(name)]
         assert len(seen) == 4

@@ -66,6 +66,7 @@ class Inherited:
         self._waiting: list[DatasetRef] = []
         self._probe: Probe | None = None
         self._tried_quick = False
+        self._template_due = False
         self._safe: dict[str, bool] = {}
         self._trouble: list[str] = []
 
@@ -145,7 +146,8 @@ class Inherited:
             return
         assert self._request is not None and self._butler is not None
         self._probe = None
-        if QUICK in result:
+        if QUICK in result and self._template_due:
+            self._template_due = False
             self._open_template(self._request, result[QUICK], result.get(REHEARSAL))
         for name, fault in result.items():
             if name not in (QUICK, REHEARSAL):
@@ -160,6 +162,7 @@ class Inherited:
         if unknown or not self._tried_quick:
             # A rehearsal that starts threads or crashes is not tried again.
             rehearsal = None if self._tried_quick or self._unsafe else self._rehearsal
+            self._template_due |= not self._tried_quick
             self._probe = Probe(butler, self._folder, request, list(unknown.values()), rehearsal)
             self._tried_quick = True
 

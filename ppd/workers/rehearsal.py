@@ -10,7 +10,9 @@ from __future__ import annotations
 
 __all__ = ["Rehearsal"]
 
+import contextlib
 import dataclasses
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -107,7 +109,8 @@ class Rehearsal:
             ):
                 missing = None
                 try:
-                    piece()
+                    with _quietly():
+                        piece()
                 except Exception as e:
                     # Such as a site without some dataset type, or a pipeline without its inputs.
                     missing = f"{name}: {type(e).__name__}: {one_line(e, 300)}"
@@ -187,6 +190,18 @@ class _Made:
     physical_filter: str = ""
     raw_run: str = ""
     visits: tuple[int, ...] = ()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep what the middleware says of made-up data out of ppd's log."""
+    logger = logging.getLogger("lsst")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _stand_in(butler: Butler, folder: Path, pipeline: Pipeline, found: _Made) -> None:
