@@ -13,7 +13,7 @@ demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
 
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 # Ten times what `make test` sends of broken messages and headers.
 fuzz: venv

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = [
     "PIPELINE",
-    "LifeVisit",
     "build_life_central",
     "life_settings",
     "make_life_visit",
@@ -13,7 +12,6 @@ __all__ = [
 ]
 
 import contextlib
-import dataclasses
 import os
 import signal
 import subprocess
@@ -37,11 +35,11 @@ from ppd.deployment import day_obs
 from ppd.initializer import initialize
 from ppd.visit import TAI_MINUS_UTC
 
+from .demo_visit import FILTER, DemoVisit
 from .servers import end_with_parent
 
 PIPELINE = Path(__file__).parent / "pipelines" / "Life.yaml"
 
-_FILTER = "demo-r"
 _CALIB = f"{INSTRUMENT}/calib/life"
 _SIDE = 2048  # 8 MB of 16-bit pixels
 _TYPES = (
@@ -52,41 +50,7 @@ _TYPES = (
 _START_SECONDS = 90.0
 
 
-@dataclasses.dataclass(frozen=True)
-class LifeVisit:
-    """A visit of one exposure."""
-
-    number: int
-    group: str
-    exposure: int
-    ra: float
-    dec: float
-    rotation: float
-
-    def message(self) -> dict[str, Any]:
-        """Make its nextVisit message, stamped now."""
-        now = time.time() + TAI_MINUS_UTC
-        return {
-            "salIndex": 1,
-            "scriptSalIndex": self.number,
-            "instrument": INSTRUMENT,
-            "groupId": self.group,
-            "coordinateSystem": 2,
-            "position": [self.ra, self.dec],
-            "startTime": now,
-            "rotationSystem": 2,
-            "cameraAngle": self.rotation,
-            "filters": _FILTER,
-            "dome": 2,
-            "duration": 0.0,
-            "nimages": 1,
-            "survey": "BENCH",
-            "totalCheckpoints": 1,
-            "private_sndStamp": now,
-        }
-
-
-def make_life_visit(number: int) -> LifeVisit:
+def make_life_visit(number: int) -> DemoVisit:
     """Make up a visit.
 
     Parameters
@@ -95,7 +59,7 @@ def make_life_visit(number: int) -> LifeVisit:
         Unlike that of any other visit of the run.
     """
     day = day_obs(time.time())
-    return LifeVisit(
+    return DemoVisit(
         number=number,
         group=f"life-{day}-{number:05d}",
         exposure=day * 100_000 + number + 1,
@@ -105,14 +69,14 @@ def make_life_visit(number: int) -> LifeVisit:
     )
 
 
-def write_raw(path: Path, visit: LifeVisit, detector: int) -> None:
+def write_raw(path: Path, visit: DemoVisit, detector: int) -> None:
     """Write a raw under another name beside its place, for `os.rename`.
 
     Parameters
     ----------
     path : `pathlib.Path`
         Where to.
-    visit : `LifeVisit`
+    visit : `DemoVisit`
         The visit.
     detector : `int`
         The detector.
@@ -126,7 +90,7 @@ def write_raw(path: Path, visit: LifeVisit, detector: int) -> None:
         "GROUPID": visit.group,
         "DETNUM": detector,
         "DETNAME": focal_plane().outline(detector).name,
-        "FILTER": _FILTER,
+        "FILTER": FILTER,
         "DATE-BEG": begin.isot,
         "DATE-END": (begin + TimeDelta(30.0, format="sec")).isot,
         "TIMESYS": "TAI",
@@ -176,7 +140,7 @@ def build_life_central(root: Path) -> None:
         for outline in focal_plane().detectors:
             data_id = {"instrument": INSTRUMENT, "detector": outline.id}
             refs.append(butler.put({"level": 100.0}, "bias", data_id, run=run))
-            refs.append(butler.put({"response": 1.0}, "flat", data_id, physical_filter=_FILTER, run=run))
+            refs.append(butler.put({"response": 1.0}, "flat", data_id, physical_filter=FILTER, run=run))
         butler.registry.certify(_CALIB, refs, Timespan(None, None))
         for chain, children in (
             (f"{INSTRUMENT}/calib", [_CALIB]),

@@ -22,8 +22,9 @@ from lsst.daf.butler import Butler
 from ppd.cli.client import NoSupervisorError
 from ppd.demo.camera import INSTRUMENT
 
+from .demo_visit import DemoVisit
 from .soak_kills import Executioner, draw_doom
-from .soak_raws import BAD_KINDS, Delivery, RawPlan, SoakVisit, make_visit, plan_raw
+from .soak_raws import BAD_KINDS, Delivery, RawPlan, make_visit, plan_raw
 from .soak_site import Site
 from .soak_usage import Usage
 
@@ -40,7 +41,7 @@ _DUPLICATES = 1 / 4
 class DetectorFate:
     """One detector-visit: what is done to it, and what is seen of it."""
 
-    visit: SoakVisit
+    visit: DemoVisit
     detector: int
     plan: RawPlan
     ended: str = ""
@@ -172,7 +173,7 @@ class Play:
             half = bool(rng.random() < 0.5)
             self._later(0.85 + again, lambda: self._submit(visit, half, again=True))
 
-    def _plan(self, visit: SoakVisit, detector: int, rng: np.random.Generator) -> DetectorFate:
+    def _plan(self, visit: DemoVisit, detector: int, rng: np.random.Generator) -> DetectorFate:
         kind = str(rng.choice(list(BAD_KINDS))) if rng.random() < _BAD else None
         fate = DetectorFate(visit, detector, plan_raw(visit, detector, rng, self._biases[detector], kind))
         # Some come too late: the next ones get what they missed.
@@ -190,7 +191,7 @@ class Play:
             for dooms in (self.executioner.of(key) for key in self.fates)
         )
 
-    def _submit(self, visit: SoakVisit, whole: bool, again: bool) -> None:
+    def _submit(self, visit: DemoVisit, whole: bool, again: bool) -> None:
         changes: list[dict[str, Any]] = [{}]
         if not (whole and self._detectors == 9):
             changes = [{"detector": d} for d in range(self._detectors)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BAD_KINDS", "Delivery", "RawPlan", "SoakVisit", "make_visit", "plan_raw"]
+__all__ = ["BAD_KINDS", "Delivery", "RawPlan", "make_visit", "plan_raw"]
 
 import dataclasses
 import io
@@ -18,51 +18,17 @@ from ppd.demo.camera import INSTRUMENT, focal_plane
 from ppd.deployment import day_obs
 from ppd.visit import TAI_MINUS_UTC
 
+from .demo_visit import FILTER, DemoVisit
 from .soak_site import SIDE
 
 Expectation = Literal["succeed", "fail", "either"]
 When = Literal["normal", "second", "late", "over"]
 
-_FILTER = "demo-r"
 # Cards without which a raw can't be used.
 _NEEDED = ("EXPID", "GROUPID", "DETNUM", "FILTER", "DATE-BEG", "DATE-END", "RA", "DEC", "ROTSKY", "INSTRUME")
 # Cards whose value can't be off by a bit without the raw being refused.
 _FATAL = ("GROUPID", "DETNUM", "FILTER", "INSTRUME", "BITPIX")
 _CARD = 80
-
-
-@dataclasses.dataclass(frozen=True)
-class SoakVisit:
-    """One visit of the soak."""
-
-    number: int
-    group: str
-    exposure: int
-    ra: float
-    dec: float
-    rotation: float
-
-    def message(self) -> dict[str, Any]:
-        """Make its nextVisit message, stamped now."""
-        now = time.time() + TAI_MINUS_UTC
-        return {
-            "salIndex": 1,
-            "scriptSalIndex": self.number,
-            "instrument": INSTRUMENT,
-            "groupId": self.group,
-            "coordinateSystem": 2,
-            "position": [self.ra, self.dec],
-            "startTime": now,
-            "rotationSystem": 2,
-            "cameraAngle": self.rotation,
-            "filters": _FILTER,
-            "dome": 2,
-            "duration": 0.0,
-            "nimages": 1,
-            "survey": "SOAK",
-            "totalCheckpoints": 1,
-            "private_sndStamp": now,
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +58,10 @@ class RawPlan:
     """Whether the outputs of a success must be those of the good raw."""
 
 
-def make_visit(number: int, rng: np.random.Generator) -> SoakVisit:
+def make_visit(number: int, rng: np.random.Generator) -> DemoVisit:
     """Make up a visit."""
     day = day_obs(time.time())
-    return SoakVisit(
+    return DemoVisit(
         number=number,
         group=f"soak-{day}-{number:05d}",
         exposure=day * 100_000 + number + 1,
@@ -108,7 +74,7 @@ def make_visit(number: int, rng: np.random.Generator) -> SoakVisit:
 class _Good:
     """The good raw of a detector-visit, and bad ones made of it."""
 
-    def __init__(self, visit: SoakVisit, detector: int, rng: np.random.Generator):
+    def __init__(self, visit: DemoVisit, detector: int, rng: np.random.Generator):
         self.visit, self.detector, self.rng = visit, detector, rng
         pixels = np.round(rng.normal(100.0, 3.0, (SIDE, SIDE)))
         self.sources = int(rng.integers(3, 12))
@@ -129,7 +95,7 @@ class _Good:
             "GROUPID": v.group,
             "DETNUM": self.detector,
             "DETNAME": focal_plane().outline(self.detector).name,
-            "FILTER": _FILTER,
+            "FILTER": FILTER,
             "DATE-BEG": begin.isot,
             "DATE-END": (begin + TimeDelta(30.0, format="sec")).isot,
             "TIMESYS": "TAI",
@@ -241,13 +207,13 @@ BAD_KINDS: dict[str, _Maker] = {
 
 
 def plan_raw(
-    visit: SoakVisit, detector: int, rng: np.random.Generator, bias: np.ndarray, kind: str | None
+    visit: DemoVisit, detector: int, rng: np.random.Generator, bias: np.ndarray, kind: str | None
 ) -> RawPlan:
     """Plan what lands for a detector-visit.
 
     Parameters
     ----------
-    visit : `SoakVisit`
+    visit : `DemoVisit`
         The visit.
     detector : `int`
         Detector ID.

@@ -32,7 +32,7 @@ def test_what_is_inherited_is_never_changed(observatory: Observatory, tmp_path: 
     pipeline = tmp_path / "Greedy.yaml"
     pipeline.write_text(_GREEDY)
     with running(observatory, tmp_path, main=(str(pipeline),)) as ppd:
-        wait_for(lambda: _inherited(ppd)["datasets"], 30.0, "the nursery to have read inputs")
+        wait_for(lambda: _inherited(ppd)["datasets"], 120.0, "the nursery to have read inputs")
         assert _inherited(ppd)["quick"]
         for group in ("first", "second"):
             ppd.good_visit(group, 4)
@@ -67,7 +67,7 @@ def test_without(observatory: Observatory, tmp_path: Path) -> None:
 def test_readers_that_start_threads_stay_out(observatory: Observatory, tmp_path: Path) -> None:
     """Arrow's reader does: its datasets are read by each child, and the nursery stays single-threaded."""
     with running(observatory, tmp_path) as ppd:
-        wait_for(lambda: _inherited(ppd)["datasets"], 30.0, "the nursery to have read inputs")
+        wait_for(lambda: _inherited(ppd)["datasets"], 120.0, "the nursery to have read inputs")
         assert "defects: its reader starts threads" in ppd.log.read_text()
         assert ppd.process is not None
         nurseries = [p for p in psutil.Process(ppd.process.pid).children() if p.num_threads()]

@@ -13,7 +13,7 @@ from lsst.daf.butler import Butler
 from bench.soak_night import KEYS, Bounds, Night, faults_of, soak
 from bench.soak_verdict import Verdict, judge
 
-pytestmark = pytest.mark.night
+pytestmark = pytest.mark.slow
 
 _VISITS, _DETECTORS = 6, 3
 

@@ -27,8 +27,8 @@ class _Lifecycle:
         self.seen: list[str] = []
 
     def raw_seen(self, candidate: Candidate) -> None:
-        candidate.path.name.encode()
-        self.seen.append(candidate.path.name)
+        candidate.uri.encode()
+        self.seen.append(candidate.uri)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def supervisor() -> Iterator[Any]:
 def test_one_item_that_fails(supervisor: Any) -> None:
     names = ["a", "\udcff", "b", "\ud800", "c"]
     for name in names:
-        supervisor.inbox.put(Candidate(Path(name), None, 0, 0, time.time()))
+        supervisor.inbox.put(Candidate(name, None, 0, "0", time.time()))
     supervisor._guarded(supervisor._take_inbox)
     assert supervisor.lifecycle.seen == ["a", "b", "c"]
     assert supervisor.counters["internal_errors"] == 2

@@ -18,6 +18,9 @@ from .table import DetectorVisit, State
 
 _LOG = logging.getLogger(__name__)
 
+# What a busy nursery may need until it comes to a request: it forks one by one.
+_FORK_SECONDS = 120.0
+
 
 def check_time(d: DetectorVisit, now: float, settings: Settings) -> list[NoMoreRaws]:
     """End a child that is late, and find out whether it should stop waiting for raws.
@@ -39,7 +42,7 @@ def check_time(d: DetectorVisit, now: float, settings: Settings) -> list[NoMoreR
     if d.terminated_at is not None:
         if now > d.terminated_at + settings.kill_grace:
             _kill(d, signal.SIGKILL)
-    elif now > d.heard_at + settings.heartbeat_timeout:
+    elif now > d.heard_at + settings.heartbeat_timeout + (_FORK_SECONDS if d.pid is None else 0.0):
         terminate(d, "its child was not heard of for too long", signal.SIGKILL)
     elif now > d.forked_at + settings.worker_timeout and d.phase != "spool_full":
         # It took its time; another try would take it again.

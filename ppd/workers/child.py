@@ -317,6 +317,8 @@ class _Life:
     def _hand_over(self, *, success: bool) -> ChildDone:
         assert self.butler is not None
         self.link.enter("handing_over")
+        # From here on it waits for the disk more than it works.
+        self.link.send(PermitReturn(key=self.key))
         runs = self.job.runs.values()
         refs = find_outputs(self.butler, runs, self.settings.export_types)
         done = ChildDone(key=self.key, success=success, pipeline=self.pipeline)
@@ -346,7 +348,6 @@ class _Life:
                     _LOG.error("%s; they wait in the local repo.", reason)
                     self.link.enter("spool_full")
                     self._event("spool_full", reason=reason)
-                    self.link.send(PermitReturn(key=self.key))
                 # What is handed over now is not given up for anything.
                 self.link.receive(_SPOOL_RETRY_SECONDS)
 
