@@ -20,6 +20,8 @@ _LOG = logging.getLogger(__name__)
 
 # What a busy nursery may need until it comes to a request: it forks one by one.
 _FORK_SECONDS = 120.0
+# Phases in which a child waits for something that others hold.
+_WAITING = ("queued_", "spool_full")
 
 
 def check_time(d: DetectorVisit, now: float, settings: Settings) -> list[NoMoreRaws]:
@@ -44,7 +46,7 @@ def check_time(d: DetectorVisit, now: float, settings: Settings) -> list[NoMoreR
             _kill(d, signal.SIGKILL)
     elif now > d.heard_at + settings.heartbeat_timeout + (_FORK_SECONDS if d.pid is None else 0.0):
         terminate(d, "its child was not heard of for too long", signal.SIGKILL)
-    elif now > d.forked_at + settings.worker_timeout and d.phase != "spool_full":
+    elif now > d.forked_at + settings.worker_timeout and not d.phase.startswith(_WAITING):
         # It took its time; another try would take it again.
         d.may_retry = False
         terminate(d, f"it took longer than {settings.worker_timeout:.0f} s", signal.SIGTERM)

@@ -112,8 +112,13 @@ class DetectorVisit:
 
     def enter(self, phase: str) -> None:
         """Note what its child is at."""
-        if phase != self.phase:
-            self.phase, self.phase_at = phase, time.monotonic()
+        if phase == self.phase:
+            return
+        now = time.monotonic()
+        if self.phase.startswith("queued_"):
+            # It has not been slow: others were before it.
+            self.forked_at += now - self.phase_at
+        self.phase, self.phase_at = phase, now
 
     def next_attempt(self, delay: float) -> None:
         """Go back to waiting, for one more try."""

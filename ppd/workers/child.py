@@ -355,7 +355,9 @@ class _Life:
         """Wait until the scheduler lets this child use a processor."""
         self.link.enter(f"queued_{work}")
         self.link.send(PermitRequest(key=self.key, work=work))
-        deadline = time.monotonic() + self.settings.worker_timeout
+        # In an overload it may take until the message expires; the supervisor says when it is enough.
+        patience = max(self.settings.worker_timeout, self.job.expires - time.time())
+        deadline = time.monotonic() + patience
         held = []
         while time.monotonic() < deadline:
             message = self._receive(1.0)
