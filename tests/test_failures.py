@@ -206,6 +206,7 @@ def _life(tmp_path: Path, left: Predecessor, apdb: Path | None, endpoint: str) -
             "instrument": GRIDCAM.name,
             "central_repo": "nowhere",
             "state_dir": str(tmp_path / "state"),
+            "socket_dir": "/nowhere",
             "main_pipelines": [{"pipelines": ["Main.yaml"]}],
             "apdb_config": str(apdb) if apdb else None,
         }

