@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LifeCalibrateTask", "LifeIsrTask", "LifeStepTask"]
+__all__ = ["LifeCalibrateTask", "LifeIsrTask"]
 
 from typing import Any
 
@@ -77,26 +77,3 @@ class LifeCalibrateTask(PipelineTask):
 
     def run(self, images: list[dict]) -> Struct:
         return Struct(image={"snaps": len(images)})
-
-
-class LifeStepConnections(
-    PipelineTaskConnections, dimensions=_VISIT, defaultTemplates={"input": "", "output": ""}
-):
-    """Connections of `LifeStepTask`."""
-
-    before = _earlier("{input}", _VISIT)
-    after = _result("{output}", _VISIT)
-
-
-class LifeStepConfig(PipelineTaskConfig, pipelineConnections=LifeStepConnections):
-    """Config of `LifeStepTask`."""
-
-
-class LifeStepTask(PipelineTask):
-    """Any step that reads what an earlier one wrote."""
-
-    ConfigClass = LifeStepConfig
-    _DefaultName = "lifeStep"
-
-    def run(self, before: dict) -> Struct:
-        return Struct(after={"steps": before.get("steps", 0) + 1})

@@ -26,6 +26,7 @@ from typing import Any
 
 import botocore.config
 import botocore.session
+import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 from observatory import wait_for
 
@@ -91,6 +92,14 @@ def write_credentials(path: Path, key: str = KEY, secret: str = SECRET) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
     temporary.rename(path)
+
+
+def use_credentials(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have boto3 find the server's credentials in a file, and no others."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_environment(path).items():
+        monkeypatch.setenv(name, value)
 
 
 def s3_environment(path: Path) -> dict[str, str]:

@@ -22,9 +22,9 @@ from s3_support import (
     Request,
     S3Server,
     proxy,
-    s3_environment,
     s3_server,
     times,
+    use_credentials,
     write_credentials,
 )
 
@@ -46,10 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture(autouse=True)
 def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "credentials"
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in s3_environment(path).items():
-        monkeypatch.setenv(name, value)
+    use_credentials(path, monkeypatch)
     return path
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from observatory import Observatory, Ppd, error_of, exposure_of, identity, running, wait_for
-from s3_support import Fault, Proxy, Request, S3Server, proxy, s3_environment, s3_server, times
+from s3_support import Fault, Proxy, Request, S3Server, proxy, s3_server, times, use_credentials
 
 pytestmark = pytest.mark.night
 
@@ -35,10 +35,7 @@ def ppd(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory, betw
     folder = tmp_path_factory.mktemp("ppd")
     changes = {"raw_bucket": BUCKET, "s3_endpoint": between.endpoint, "image_timeout": 15.0}
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-            patch.delenv(name, raising=False)
-        for name, value in s3_environment(folder / "credentials").items():
-            patch.setenv(name, value)
+        use_credentials(folder / "credentials", patch)
         with running(observatory, folder, slots=10, **changes) as ppd:
             yield ppd
             assert ppd.counts().get("internal_errors", 0) == 0

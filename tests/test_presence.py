@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from observatory import wait_for
-from s3_support import HOST, Proxy, S3Server, proxy, s3_environment, s3_server
+from s3_support import HOST, Proxy, S3Server, proxy, s3_server, use_credentials
 
 from ppd.deployment import day_obs
 from ppd.sources.keys import RawKey
@@ -74,10 +74,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(autouse=True)
 def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in s3_environment(tmp_path / "credentials").items():
-        monkeypatch.setenv(name, value)
+    use_credentials(tmp_path / "credentials", monkeypatch)
 
 
 @pytest.fixture

@@ -82,6 +82,8 @@ class Dispatcher:
 
     def grant(self, now: float) -> None:
         """Give out permits, and note who can't make it in time any more."""
+        if not self.permits.queued:
+            return
         patience = 3.0 * self._settings.heartbeat_interval
         silent = {d.key for d in self._table.live() if now > d.heard_at + patience}
         clock = time.time()
@@ -112,6 +114,8 @@ class Dispatcher:
                 # It may not be run again, but what it may have changed has to be known.
                 d.predecessor = d.predecessor.model_copy(update={"last": True})
             waiting.append(d)
+        if not waiting:
+            return
         turn = plan_forks(waiting, self._table.live(), self._settings.slots, self._claim, time.time())
         for d in turn.fork:
             if self._fork(ForkRequest(job=self._job(d))):

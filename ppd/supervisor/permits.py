@@ -55,8 +55,8 @@ class Permits:
         while self._queued and working < self.limit:
             claim = choose(self._queued.values(), now, self._passed_over)
             assert claim is not None
-            _, late = in_order(self._queued.values(), now)
-            self._passed_over = self._passed_over + 1 if late and claim not in late else 0
+            passes_over = claim.makes_it(now) and not all(c.makes_it(now) for c in self._queued.values())
+            self._passed_over = self._passed_over + 1 if passes_over else 0
             del self._queued[claim.who]
             self._held.add(claim.who)
             granted.append(claim.who)

@@ -99,6 +99,7 @@ class Pace:
 
     def __init__(self, alert_deadline: float):
         self._alert_deadline = alert_deadline
+        self._typical = {"preprocess": 0.0, "main": _DEFAULT_SECONDS}
         self._begun: dict[tuple[DetectorKey, str], float] = {}
         self._taken: dict[str, collections.deque[float]] = {
             work: collections.deque(maxlen=_REMEMBER) for work in ("preprocess", "main")
@@ -114,6 +115,8 @@ class Pace:
         begun = self._begun.pop((who, work), None) if work is not None else None
         if work is not None and begun is not None and when >= begun:
             self._taken[work].append(when - begun)
+            # Here, not where it is asked for: that is for each claim in each turn.
+            self._typical[work] = statistics.median(self._taken[work])
 
     def forget(self, who: DetectorKey) -> None:
         """Forget what a child has begun that is gone."""
@@ -122,7 +125,7 @@ class Pace:
 
     def estimate(self, preprocessing: bool) -> float:
         """Return the seconds that a detector-visit takes, with or without pre-processing."""
-        return sum(self._typical(work) for work in ("main", *(["preprocess"] if preprocessing else [])))
+        return self._typical["main"] + (self._typical["preprocess"] if preprocessing else 0.0)
 
     def claim(
         self, who: DetectorKey, accepted: float, duration: float, closed: float | None, preprocessing: bool
@@ -150,9 +153,3 @@ class Pace:
         """
         end = accepted + duration if closed is None else closed
         return Claim(who, accepted, end + self._alert_deadline, self.estimate(preprocessing))
-
-    def _typical(self, work: str) -> float:
-        taken = self._taken[work]
-        if taken:
-            return statistics.median(taken)
-        return _DEFAULT_SECONDS if work == "main" else 0.0

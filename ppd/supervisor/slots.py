@@ -52,8 +52,6 @@ def plan_forks(
     turn : `Turn`
         In the order in which to do it.
     """
-    if not waiting:
-        return Turn([], [])
     of_claim = {claim_of(d): d for d in waiting}
     on_time, late = in_order(of_claim, now)
     free = max(0, slots - len(live))

@@ -117,10 +117,8 @@ class Candidate:
     """A pipeline that may be run, with what can be prepared before its inputs are all there."""
 
     path: str
-    butler: Butler
-    """Reads the pipeline's inputs and writes to its run."""
-    executor: SeparablePipelineExecutor
     maker: GraphMaker
+    """With the executor, and its Butler, which reads the pipeline's inputs and writes to its run."""
 
 
 def prepare(
@@ -157,7 +155,7 @@ def prepare(
         scoped = Butler.from_config(butler=butler, collections=[run, *inputs], run=run)
         executor = SeparablePipelineExecutor(scoped, skip_existing_in=[run], raise_on_partial_outputs=False)
         maker = prepare_graph(executor, scoped, pipelines[path])
-        candidates.append(Candidate(path, scoped, executor, maker))
+        candidates.append(Candidate(path, maker))
     return candidates
 
 
@@ -202,7 +200,7 @@ def run_first_possible(
     refusals: list[str] = []
     for candidate in candidates:
         path = candidate.path
-        serving = ReadThroughButler(candidate.butler, inherited)
+        serving = ReadThroughButler(candidate.maker.butler, inherited)
         try:
             graph = build_graph(candidate.maker, scope)
         except Exception as e:
@@ -218,12 +216,12 @@ def run_first_possible(
         remarks: list[str] = []
         try:
             with contained(memory):
-                candidate.executor.run_pipeline(
+                candidate.maker.executor.run_pipeline(
                     graph,
                     graph_executor=graph_executor(
                         serving, _WatchingFactory(functools.partial(started, path), remarks), remarks
                     ),
-                    provenance_dataset_ref=provenance_ref(candidate.butler, provenance),
+                    provenance_dataset_ref=provenance_ref(candidate.maker.butler, provenance),
                 )
         except Terminated:
             raise

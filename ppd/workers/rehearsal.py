@@ -165,14 +165,15 @@ class Rehearsal:
         tasks = self.pipelines[path].to_graph(butler.registry).tasks.values()
         if any("exposure" in task.dimensions or "visit" in task.dimensions for task in tasks):
             scope = dataclasses.replace(scope, exposures=(_EXPOSURE,), visits=found.visits)
-        quanta = build_graph(candidate.maker, scope)
+        maker = candidate.maker
+        quanta = build_graph(maker, scope)
         if not len(quanta):
             raise LookupError("no quantum can be made")
         data_id = {"instrument": detector.instrument, "group": _GROUP, "detector": detector.id}
-        candidate.executor.run_pipeline(
+        maker.executor.run_pipeline(
             quanta,
-            graph_executor=graph_executor(candidate.butler, _IdleFactory()),
-            provenance_dataset_ref=provenance_ref(candidate.butler, data_id),
+            graph_executor=graph_executor(maker.butler, _IdleFactory()),
+            provenance_dataset_ref=provenance_ref(maker.butler, data_id),
         )
 
     def _hand_over(self, butler: Butler) -> None:
