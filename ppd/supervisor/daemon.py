@@ -43,6 +43,7 @@ from .child_logs import prune_logs
 from .commands import answer
 from .containment import Containment
 from .counters import Counters
+from .dead_letters import entry_names
 from .exporter import Exported, Exporter, Undeliverable
 from .inbox import Inbox
 from .journal import Journal
@@ -54,6 +55,7 @@ from .nursery_keeper import NurseryKeeper
 from .raw_sources import RawSources, make_sources
 from .recovery import take_up
 from .requests import Released, Resolved
+from .retention import Retention
 from .spool import prepare, ready_entries, used_bytes
 from .stalls import LoopWatch
 from .table import State, VisitEntry
@@ -91,6 +93,7 @@ class Supervisor:
         self.draining = False
         self.stopping = False
         self.spool_bytes = 0
+        self.dead_letters = 0
         self._signals: list[int] = []
         self._answers: list[tuple[list[bytes], ControlReply]] = []
         self._spool_checked = self._logs_checked = -math.inf
@@ -133,6 +136,7 @@ class Supervisor:
             shutil.rmtree(path, ignore_errors=True)
         self.journal = Journal(settings.state_dir / "journal.sqlite3")
         self._undo.callback(self.journal.close)
+        self.retention = Retention(self.journal, settings)
         self.inbox = Inbox()
         self.central = CentralReader(settings, description, self.inbox)
         self._undo.callback(self.central.stop, 10.0)
@@ -230,6 +234,7 @@ class Supervisor:
                 self._check_logs,
                 self.nursery.flush,
                 self.journal.commit,
+                self.retention.turn,
                 self._send_answers,
             ):
                 self._guarded(step)
@@ -390,6 +395,7 @@ class Supervisor:
         if now > self._spool_checked + _SPOOL_CHECK_SECONDS:
             self._spool_checked = now
             self.spool_bytes = used_bytes(self.settings.spool_dir)
+            self.dead_letters = len(entry_names(self.settings.spool_dir))
 
     def _check_logs(self) -> None:
         now = time.monotonic()

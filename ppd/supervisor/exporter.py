@@ -21,13 +21,15 @@ from lsst.daf.butler import (
     SerializedDimensionRecord,
 )
 from lsst.daf.butler._file_dataset import SerializedFileDataset
+from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ..config import Settings
 from ..errors import one_line
 from ..messages import DetectorKey
+from .dead_letters import Kind, set_aside
 from .inbox import Inbox
 from .reading import open_butler
-from .spool import Manifest, dead_letter, discard, read_manifest, ready_entries
+from .spool import Manifest, discard, read_manifest, ready_entries
 
 _LOG = logging.getLogger(__name__)
 
@@ -133,7 +135,7 @@ class Exporter:
             try:
                 manifests.append((entry, read_manifest(entry)))
             except (ValueError, OSError) as e:
-                self._set_aside(entry, None, f"its manifest can't be read: {e}")
+                self._set_aside(entry, None, f"its manifest can't be read: {e}", "corrupt")
         try:
             self._ingest(manifests)
             done = manifests
@@ -151,7 +153,8 @@ class Exporter:
                     raise
                 except Exception as e_one:
                     _LOG.exception("Hand-over %s can't be exported.", entry.name)
-                    self._set_aside(entry, manifest.key, f"{type(e_one).__name__}: {e_one}")
+                    kind: Kind = "conflict" if isinstance(e_one, ConflictingDefinitionError) else "refused"
+                    self._set_aside(entry, manifest.key, f"{type(e_one).__name__}: {e_one}", kind)
         if done:
             # Said first: between the two, a child that was killed at its last word
             # would seem to have handed over nothing.
@@ -230,6 +233,6 @@ class Exporter:
             folder = folder.parent
         return "hardlink" if folder.stat().st_dev == Path(self._settings.spool_dir).stat().st_dev else "copy"
 
-    def _set_aside(self, entry: Path, key: DetectorKey | None, reason: str) -> None:
-        dead_letter(entry, reason)
+    def _set_aside(self, entry: Path, key: DetectorKey | None, reason: str, kind: Kind) -> None:
+        set_aside(entry, reason, kind)
         self._inbox.put(Undeliverable(key, entry.name, reason))

@@ -125,7 +125,13 @@ class Lifecycle:
         """
         visit = entry.visit
         self.ledger.journal.visit_accepted(
-            visit.instrument, visit.groupId, entry.detectors, visit.model_dump(mode="json"), source
+            visit.instrument,
+            visit.groupId,
+            entry.detectors,
+            visit.model_dump(mode="json"),
+            source,
+            day_obs=entry.day_obs,
+            deployment=entry.deployment,
         )
         self.counters.add("visits_accepted")
         with bound(group=visit.groupId):
@@ -256,11 +262,11 @@ class Lifecycle:
         """Note that central has a hand-over that an earlier supervisor left."""
         state, reason = "exported", None
         if not success:
-            state, reason = (
-                "failed",
-                "its pipeline failed; ppd ended before it heard why, the child's log has it",
-            )
-            self.counters.error("failed", str(key), reason)
+            known = self.ledger.journal.state_of(key.instrument, key.group, key.detector)
+            state, reason = "failed", known[1] if known else ""
+            if not reason:
+                reason = "its pipeline failed; ppd ended before it heard why, the child's log has it"
+                self.counters.error("failed", str(key), reason)
         self.ledger.journal.state(
             key.instrument, key.group, key.detector, state, attempt=key.attempt, reason=reason
         )
@@ -270,10 +276,17 @@ class Lifecycle:
         what = str(report.key) if report.key else report.entry
         self.counters.error("dead_letters", what, report.reason)
         _LOG.error("Hand-over %s was set aside: %s", report.entry, report.reason)
-        if report.key is not None:
-            d = self.table.get(report.key.group, report.key.detector)
-            if d is not None:
-                self.endings.fail(d, f"its outputs can't be exported: {report.reason}")
+        reason = f"its outputs can't be exported: {report.reason}"
+        key = report.key
+        d = self.table.of_key(key) if key else None
+        if key is None:  # its name has to do
+            d = next((d for d in self.table if d.key.file_name == report.entry), None)
+        if d is not None:
+            self.endings.fail(d, reason)
+        elif key is not None:
+            self.ledger.journal.state(
+                key.instrument, key.group, key.detector, "failed", attempt=key.attempt, reason=reason
+            )
 
     # Time
 

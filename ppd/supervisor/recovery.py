@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PpdError, StaleVisitError
+from .dead_letters import DeadLetter, list_letters, names_visit
 from .journal import Journal, UnfinishedVisit
 from .lifecycle import Lifecycle
 from .spool import read_manifest, ready_entries
@@ -41,6 +42,7 @@ def take_up(journal: Journal, spool: Path, lifecycle: Lifecycle, admit: Admit) -
         See `Admit`.
     """
     waiting = _handed_over(spool)
+    letters = list_letters(spool)
     for left in journal.unfinished():
         again = []
         for detector in (*left.handed_over, *left.detectors):
@@ -48,6 +50,12 @@ def take_up(journal: Journal, spool: Path, lifecycle: Lifecycle, admit: Admit) -
             if where in waiting:
                 # Also one that was killed before the journal knew of it.
                 journal.state(*where, "handed_over", attempt=waiting[where])
+            elif (letter := _set_aside(letters, where)) is not None:
+                # The journal may not have heard of it.
+                reason = f"its outputs can't be exported: {letter.reason}"
+                lifecycle.counters.error("failed", f"{left.group}/{detector}", reason)
+                attempt = letter.key.attempt if letter.key else 1
+                journal.state(*where, "failed", attempt=attempt, reason=reason)
             elif detector in left.handed_over:
                 # The spool forgets a hand-over only once central has it.
                 journal.state(*where, "exported", attempt=1)
@@ -68,6 +76,8 @@ def _accept_again(
             # Not the first attempt: the APDB is asked before it runs.
             d.attempt = 2
         lifecycle.accept(entry, "recovery")
+        for d in entry.detectors.values():
+            lifecycle.ledger.change(d, d.state, reason="taken up again by a new start")
         _LOG.warning(
             "Visit %s is taken up again for %d detectors.", entry.visit.identity, len(entry.detectors)
         )
@@ -77,6 +87,11 @@ def _accept_again(
             reason = f"not taken up again: {e}"
             lifecycle.counters.error("failed", f"{left.group}/{detector}", reason)
             journal.state(left.instrument, left.group, detector, "failed", attempt=1, reason=reason)
+
+
+def _set_aside(letters: list[DeadLetter], where: tuple[str, str, int]) -> DeadLetter | None:
+    """Find the dead letter of a detector-visit, by its name: its manifest may be beyond reading."""
+    return next((letter for letter in letters if names_visit(letter.entry, *where)), None)
 
 
 def _handed_over(spool: Path) -> dict[tuple[str, str, int], int]:

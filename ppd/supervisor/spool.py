@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = [
     "Manifest",
-    "dead_letter",
     "discard",
     "find_ready",
     "prepare",
@@ -86,15 +85,6 @@ def discard(entry: Path) -> None:
     grave = entry.parent.parent / "building" / f"done-{entry.name}"
     entry.rename(grave)
     shutil.rmtree(grave, ignore_errors=True)
-
-
-def dead_letter(entry: Path, reason: str) -> Path:
-    """Set a hand-over aside that can't be exported, with the reason."""
-    target = entry.parent.parent / "dead-letters" / entry.name
-    shutil.rmtree(target, ignore_errors=True)
-    entry.rename(target)
-    (target / "reason.txt").write_text(reason + "\n")
-    return target
 
 
 def used_bytes(spool: Path) -> int:

@@ -57,6 +57,8 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         faults.append(f"replica: {supervisor.central.status.trouble}")
     if supervisor.spool_bytes > 0.8 * settings.spool_max_bytes:
         faults.append("the spool is nearly full")
+    if supervisor.dead_letters:
+        faults.append(f"{supervisor.dead_letters} dead letters: see ppdctl dead-letters list")
     if not supervisor.nursery.ready:
         faults.append(f"nursery: {supervisor.nursery.trouble or 'it is starting'}")
     if supervisor.journal.trouble:
@@ -97,6 +99,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
             "entries": entries,
             "bytes": supervisor.spool_bytes,
             "max_bytes": settings.spool_max_bytes,
+            "dead_letters": supervisor.dead_letters,
         },
         "loop": supervisor.watch.describe(),
         "raws_waiting": life.raws.unmatched,
