@@ -30,7 +30,11 @@ _VISIT = (
     "INSERT OR IGNORE INTO visit (instrument, group_name, message, source, accepted, day_obs, deployment)"
     " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
-_EVENT = "INSERT INTO event (t, instrument, group_name, detector, name, detail) VALUES (?, ?, ?, ?, ?, ?)"
+# Of a visit that the journal does not have (its file was lost), nothing is noted.
+_EVENT = (
+    "INSERT INTO note (t, visit, detector, name, detail)"
+    " SELECT ?, id, ?, ?, ? FROM visit WHERE instrument=? AND group_name=?"
+)
 # What is wrong with the values, whatever the state of the disk.
 _UNTAKABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, ValueError, OverflowError)
 _BUSY_MS = 2000
@@ -158,7 +162,7 @@ class Journal:
                     )
                     for row in rows
                 ),
-                (_EVENT, (now, instrument, group, None, "accepted", json.dumps({"source": source}))),
+                (_EVENT, (now, None, "accepted", json.dumps({"source": source}), instrument, group)),
             ],
             all_or_nothing=True,
         )
@@ -190,7 +194,7 @@ class Journal:
         when: float | None = None,
     ) -> None:
         """Note that something happened; ``detector`` `None`: to the whole visit."""
-        self._hold(_EVENT, (when or time.time(), instrument, group, detector, name, json.dumps(detail or {})))
+        self._hold(_EVENT, (when or time.time(), detector, name, json.dumps(detail or {}), instrument, group))
 
     def commit(self) -> None:
         """Make all that was noted durable; what the disk does not take is kept for the next time."""
@@ -284,9 +288,9 @@ class Journal:
         """
         with self._transaction():
             deleted = self._db.execute(
-                "DELETE FROM event WHERE id IN (SELECT id FROM event WHERE group_name=? AND instrument=?"
-                " LIMIT ?)",
-                (group, instrument, events),
+                "DELETE FROM note WHERE id IN (SELECT n.id FROM note n JOIN visit v ON n.visit = v.id"
+                " WHERE v.instrument=? AND v.group_name=? LIMIT ?)",
+                (instrument, group, events),
             ).rowcount
             gone = deleted < events
             if gone:

@@ -26,15 +26,35 @@ _FIRST = (
     "CREATE INDEX detector_visit_state ON detector_visit (state)",
 )
 
-# Which night and deployment a visit was accepted for. Of what older files have,
-# the night follows from the time; the deployment nobody wrote down.
+# Visits know their night and deployment; of what older files have, the night
+# follows from the time, and the deployment nobody wrote down. What happened is
+# noted under a visit's number: the names, written twenty times for each
+# detector-visit and once more in an index, were a third of the file.
 _NIGHTS = (
-    "ALTER TABLE visit ADD COLUMN day_obs INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE visit ADD COLUMN deployment TEXT NOT NULL DEFAULT ''",
-    "UPDATE visit SET day_obs = CAST("
-    f"strftime('%Y%m%d', accepted + {TAI_MINUS_UTC - 43200.0!r}, 'unixepoch') AS INTEGER)",
+    "CREATE TABLE visit_2 ("
+    " id INTEGER PRIMARY KEY, instrument TEXT NOT NULL, group_name TEXT NOT NULL, message TEXT NOT NULL,"
+    " source TEXT NOT NULL, accepted REAL NOT NULL, day_obs INTEGER NOT NULL, deployment TEXT NOT NULL,"
+    " UNIQUE (instrument, group_name))",
+    "INSERT INTO visit_2 (instrument, group_name, message, source, accepted, day_obs, deployment)"
+    " SELECT instrument, group_name, message, source, accepted, CAST("
+    f"strftime('%Y%m%d', accepted + {TAI_MINUS_UTC - 43200.0!r}, 'unixepoch') AS INTEGER), ''"
+    " FROM visit ORDER BY accepted, rowid",
+    "DROP TABLE visit",
+    "ALTER TABLE visit_2 RENAME TO visit",
+    "CREATE INDEX visit_group ON visit (group_name)",
     "CREATE INDEX visit_accepted ON visit (accepted)",
     "CREATE INDEX visit_night ON visit (day_obs, accepted)",
+    "CREATE TABLE note ("
+    " id INTEGER PRIMARY KEY, t REAL NOT NULL, visit INTEGER NOT NULL,"
+    " detector INTEGER, name TEXT NOT NULL, detail TEXT NOT NULL)",
+    "INSERT INTO note SELECT e.id, e.t, v.id, e.detector, e.name, e.detail"
+    " FROM event e JOIN visit v USING (instrument, group_name) ORDER BY e.id",
+    "DROP TABLE event",
+    "CREATE INDEX note_of ON note (visit, detector)",
+    "CREATE VIEW event AS"
+    " SELECT n.id AS id, n.t AS t, v.instrument AS instrument, v.group_name AS group_name,"
+    " n.detector AS detector, n.name AS name, n.detail AS detail"
+    " FROM note n JOIN visit v ON v.id = n.visit",
 )
 
 STEPS: tuple[Sequence[str], ...] = (_FIRST, _NIGHTS)
