@@ -91,7 +91,7 @@ def _listed(state_dir: Path, **filters: Any) -> list[str]:
 
 
 def test_states_are_those_of_the_table() -> None:
-    assert STATES == tuple(State)
+    assert tuple(State) == STATES
 
 
 def test_list(journal: Journal, state_dir: Path) -> None:
@@ -208,8 +208,8 @@ def test_no_journal_but_something_else(tmp_path: Path) -> None:
 def test_by_somebody_who_may_only_read(journal: Journal) -> None:
     """When no ppd runs: there are no files of a WAL then, and they may not be made."""
     program = (
-        "import os, sys; os.setuid(65534); from pathlib import Path;"
-        "from ppd.supervisor.history import list_visits; print(len(list_visits(Path(sys.argv[1]))))"
+        "import os, sys, urllib.parse; from pathlib import Path;"
+        "from ppd.supervisor.history import list_visits; os.setuid(65534); print(len(list_visits(Path(sys.argv[1]))))"
     )
     source = Path(journal._db.execute("PRAGMA database_list").fetchone()[2])
     journal.close()

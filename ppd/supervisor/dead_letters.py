@@ -12,6 +12,7 @@ __all__ = [
     "Kind",
     "drop",
     "entry_names",
+    "find_letter",
     "list_letters",
     "names_visit",
     "read_letter",
@@ -226,11 +227,19 @@ def drop(spool: Path, name: str) -> None:
     shutil.rmtree(grave, ignore_errors=True)
 
 
-def names_visit(name: str, instrument: str, group: str, detector: int | None = None) -> bool:
-    """Whether a hand-over of this name is of a visit, or of one of its detectors."""
-    number = r"-?\d+" if detector is None else re.escape(str(detector))
+def names_visit(name: str, instrument: str, group: str) -> bool:
+    """Whether a dead letter of this name is of a visit."""
     visit = DetectorKey(instrument=instrument, group=group, detector=0).file_name.removesuffix("-0-1")
-    return re.fullmatch(rf"{re.escape(visit)}-{number}-\d+", name.partition(_COPY)[0]) is not None
+    return re.fullmatch(rf"{re.escape(visit)}-\d+-\d+", name.partition(_COPY)[0]) is not None
+
+
+def find_letter(spool: Path, key: DetectorKey) -> DeadLetter | None:
+    """Find the dead letter of an attempt, by its name: its manifest may be beyond reading."""
+    for name in entry_names(spool):
+        if name.partition(_COPY)[0] == key.file_name:
+            with contextlib.suppress(DeadLetterError):
+                return read_letter(spool, name)
+    return None
 
 
 def _folder(spool: Path) -> Path:
@@ -242,9 +251,10 @@ def _find(spool: Path, name: str) -> Path:
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise DeadLetterError(f"{name!r} is no name of a dead letter.")
     entry = _folder(spool) / name
-    if entry.is_symlink() or not entry.is_dir():
-        raise DeadLetterError(f"There is no dead letter {name}.")
-    return entry
+    with contextlib.suppress(OSError):  # a name may be longer than any can be
+        if not entry.is_symlink() and entry.is_dir():
+            return entry
+    raise DeadLetterError(f"There is no dead letter {name:.300}.")
 
 
 def _free_name(folder: Path, name: str) -> Path:

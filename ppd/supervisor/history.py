@@ -323,18 +323,20 @@ def _visit_line(row: tuple[Any, ...], detectors: list[DetectorLine]) -> VisitLin
 
 def _attempts(happenings: list[Happening], log_of: Callable[[int], Path]) -> list[Attempt]:
     """Put together what is known of each child."""
-    found: dict[int, dict[str, Happening]] = {}
+    # After a restart the same number may come again.
+    found: dict[tuple[int, int], dict[str, Happening]] = {}
     for h in happenings:
         if h.name in ("forked", "ended") and "attempt" in h.detail:
-            found.setdefault(int(h.detail["attempt"]), {})[h.name] = h
+            child = (int(h.detail["attempt"]), int(h.detail.get("pid") or 0))
+            found.setdefault(child, {})[h.name] = h
     attempts = []
-    for number, own in sorted(found.items()):
+    for (number, pid), own in found.items():
         begin, end = own.get("forked"), own.get("ended")
-        detail = {**(begin.detail if begin else {}), **(end.detail if end else {})}
+        detail = end.detail if end else {}
         attempts.append(
             Attempt(
                 number=number,
-                pid=detail.get("pid"),
+                pid=pid or None,
                 begun=begin.time if begin else None,
                 ended=end.time if end else None,
                 how=str(detail.get("how", "")),

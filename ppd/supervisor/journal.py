@@ -60,6 +60,8 @@ class UnfinishedVisit:
     """Accepted and neither handed over nor failed."""
     handed_over: tuple[int, ...]
     """Handed over, and not known to be exported."""
+    attempts: Mapping[int, int]
+    """The last attempt at each of these."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +224,7 @@ class Journal:
         """List what an earlier supervisor did not finish, oldest first."""
         rows = self._db.execute(
             "SELECT v.instrument, v.group_name, v.message, v.accepted, v.day_obs, v.deployment,"
-            " d.detector, d.state"
+            " d.detector, d.state, d.attempt"
             " FROM visit v JOIN detector_visit d USING (instrument, group_name)"
             " WHERE d.state NOT IN ('exported', 'failed')"
             " ORDER BY v.accepted, v.instrument, v.group_name, d.detector"
@@ -230,7 +232,8 @@ class Journal:
         visits = []
         for visit, own in itertools.groupby(rows, key=lambda r: r[:6]):
             instrument, group, message, accepted, day_obs, deployment = visit
-            states = [(int(row[6]), row[7]) for row in own]
+            rows_of = list(own)
+            states = [(int(row[6]), row[7]) for row in rows_of]
             visits.append(
                 UnfinishedVisit(
                     instrument,
@@ -241,6 +244,7 @@ class Journal:
                     deployment,
                     tuple(d for d, state in states if state != "handed_over"),
                     tuple(d for d, state in states if state == "handed_over"),
+                    {int(row[6]): int(row[8]) for row in rows_of},
                 )
             )
         return visits

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PpdError, StaleVisitError
-from .dead_letters import DeadLetter, list_letters, names_visit
+from ..messages import DetectorKey
+from .dead_letters import find_letter
 from .journal import Journal, UnfinishedVisit
 from .lifecycle import Lifecycle
 from .spool import read_manifest, ready_entries
@@ -42,7 +43,6 @@ def take_up(journal: Journal, spool: Path, lifecycle: Lifecycle, admit: Admit) -
         See `Admit`.
     """
     waiting = _handed_over(spool)
-    letters = list_letters(spool)
     for left in journal.unfinished():
         again = []
         for detector in (*left.handed_over, *left.detectors):
@@ -50,12 +50,11 @@ def take_up(journal: Journal, spool: Path, lifecycle: Lifecycle, admit: Admit) -
             if where in waiting:
                 # Also one that was killed before the journal knew of it.
                 journal.state(*where, "handed_over", attempt=waiting[where])
-            elif (letter := _set_aside(letters, where)) is not None:
-                # The journal may not have heard of it.
+            elif (letter := find_letter(spool, _key(left, detector))) is not None:
+                # Killed before the journal knew of it.
                 reason = f"its outputs can't be exported: {letter.reason}"
                 lifecycle.counters.error("failed", f"{left.group}/{detector}", reason)
-                attempt = letter.key.attempt if letter.key else 1
-                journal.state(*where, "failed", attempt=attempt, reason=reason)
+                journal.state(*where, "failed", attempt=left.attempts[detector], reason=reason)
             elif detector in left.handed_over:
                 # The spool forgets a hand-over only once central has it.
                 journal.state(*where, "exported", attempt=1)
@@ -89,9 +88,10 @@ def _accept_again(
             journal.state(left.instrument, left.group, detector, "failed", attempt=1, reason=reason)
 
 
-def _set_aside(letters: list[DeadLetter], where: tuple[str, str, int]) -> DeadLetter | None:
-    """Find the dead letter of a detector-visit, by its name: its manifest may be beyond reading."""
-    return next((letter for letter in letters if names_visit(letter.entry, *where)), None)
+def _key(left: UnfinishedVisit, detector: int) -> DetectorKey:
+    return DetectorKey(
+        instrument=left.instrument, group=left.group, detector=detector, attempt=left.attempts[detector]
+    )
 
 
 def _handed_over(spool: Path) -> dict[tuple[str, str, int], int]:
