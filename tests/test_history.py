@@ -209,7 +209,8 @@ def test_by_somebody_who_may_only_read(journal: Journal) -> None:
     """When no ppd runs: there are no files of a WAL then, and they may not be made."""
     program = (
         "import os, sys, urllib.parse; from pathlib import Path;"
-        "from ppd.supervisor.history import list_visits; os.setuid(65534); print(len(list_visits(Path(sys.argv[1]))))"
+        "from ppd.supervisor.history import list_visits;"
+        "os.setuid(65534); print(len(list_visits(Path(sys.argv[1]))))"
     )
     source = Path(journal._db.execute("PRAGMA database_list").fetchone()[2])
     journal.close()

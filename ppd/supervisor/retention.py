@@ -24,6 +24,8 @@ _LOOK_SECONDS = 3600.0
 _BITE_SECONDS = 0.01
 _PAUSE_SECONDS = 0.2
 _FEWEST, _MOST = 20, 2000
+# Visits that are looked up together.
+_AT_ONCE = 20
 
 
 class Retention:
@@ -88,7 +90,7 @@ class Retention:
             kept = any(names_visit(name, visit.instrument, visit.group) for name in aside)
             if not kept and self._age(visit, now) > self._expiration:
                 found.append(visit)
-            if len(found) == 100:
+            if len(found) == _AT_ONCE:
                 break
         return found
 
