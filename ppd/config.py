@@ -227,6 +227,9 @@ class Settings(Frozen):
     child_log_days: Count = 7
     """For how many days of work the children's logs are kept."""
 
+    history_nights: Count = 30
+    """For how many nights the journal keeps what is over, for ``ppdctl history`` and ``show``."""
+
     log_level: Level = "INFO"
     """Level of ppd's and the middleware's log."""
 

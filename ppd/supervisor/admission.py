@@ -119,7 +119,8 @@ def admit(
             )
     if not planned:
         raise IgnorableVisitError(f"Visit {visit.identity}: no pipeline is configured for it.")
-    day = day_obs(now)
+    # What was accepted yesterday goes to yesterday's runs.
+    day = day_obs(first)
     paths = {p for d in planned.values() for p in (*d.preprocessing, *d.main)} | {NO_PIPELINE}
     date = date_string(day)
     runs = {path: run_name(visit.instrument, date, path, deployment) for path in sorted(paths)}

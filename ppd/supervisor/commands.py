@@ -18,6 +18,7 @@ from ..errors import (
 from ..messages import ControlReply, ControlRequest, Pointing
 from .admission import DuplicateVisitError
 from .inputs import describe_inputs
+from .redelivery import deal_with
 from .requests import Prefetch
 from .status import describe
 from .table import State
@@ -59,6 +60,8 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
         return _inputs(supervisor, request)
     if request.command == "prefetch":
         return _prefetch(supervisor, request.pointings)
+    if request.command in ("retry_dead_letters", "drop_dead_letters"):
+        return deal_with(supervisor.lifecycle, supervisor.settings.spool_dir, request)
     if request.command == "drain":
         supervisor.drain()
         return ControlReply(ok=True, result={"drained": supervisor.idle()})

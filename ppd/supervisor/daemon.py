@@ -58,6 +58,7 @@ from .nursery_keeper import NurseryKeeper
 from .raw_sources import RawSources, make_sources
 from .recovery import take_up
 from .requests import Released, Resolved
+from .retention import Retention
 from .spool import clear_building, has_ready, make_folders, ready_entries
 from .spool_watch import SpoolWatch
 from .stalls import LoopWatch
@@ -138,6 +139,7 @@ class Supervisor:
         make_folders(settings.spool_dir)
         self.journal = Journal(settings.state_dir / "journal.sqlite3")
         self._undo.callback(self.journal.close)
+        self.retention = Retention(self.journal, settings)
         self.inbox = Inbox()
         self.central = CentralReader(settings, description, self.inbox)
         self._undo.callback(self.central.stop, 10.0)
@@ -243,6 +245,7 @@ class Supervisor:
                 self.nursery.flush,
                 self.journal.commit,
                 self._discard_exported,
+                self.retention.turn,
                 self._send_answers,
             ):
                 self._guarded(step)

@@ -64,6 +64,8 @@ class Endings:
         done = self._last_word(d)
         if done is None:
             return
+        ended = time.time() - (time.monotonic() - (d.exited_at or 0.0))
+        self._ledger.event(d, "ended", ended, pid=d.pid, how=_ending(d.exit_code), phase=d.phase)
         if d.termination and not done.success:
             done = done.model_copy(update={"reason": f"{d.termination}; {done.reason}"})
         left = self._left_behind(d, done)

@@ -19,9 +19,10 @@ from pathlib import Path
 from ..config import Settings
 from ..errors import one_line
 from ..messages import DetectorKey, Exported, ExportedEntry, Fault, SetAside
+from .dead_letters import set_aside
 from .export_batch import HandOver
 from .export_faults import fault_of, is_passing
-from .spool import Backlog, Waiting, dead_letter, discard, read_manifest, verify
+from .spool import Backlog, Waiting, discard, read_manifest, verify
 
 _LOG = logging.getLogger(__name__)
 
@@ -216,5 +217,5 @@ class Exporting:
         self, entry: Path, key: DetectorKey | None, fault: Fault, error: Exception, outcome: Outcome
     ) -> None:
         reason = one_line(error, 1000)
-        dead_letter(entry, reason)
+        set_aside(entry, reason, fault)
         outcome.set_aside.append(SetAside(entry=entry.name, key=key, fault=fault, reason=reason))

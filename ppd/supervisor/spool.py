@@ -13,7 +13,6 @@ __all__ = [
     "Manifest",
     "Waiting",
     "clear_building",
-    "dead_letter",
     "discard",
     "find_ready",
     "has_ready",
@@ -178,12 +177,3 @@ def discard(entry: Path) -> None:
     shutil.rmtree(grave, ignore_errors=True)
     entry.rename(grave)
     shutil.rmtree(grave, ignore_errors=True)
-
-
-def dead_letter(entry: Path, reason: str) -> Path:
-    """Set a hand-over aside that can't be exported, with the reason."""
-    target = entry.parent.parent / "dead-letters" / entry.name
-    shutil.rmtree(target, ignore_errors=True)
-    entry.rename(target)
-    (target / "reason.txt").write_text(reason + "\n")
-    return target

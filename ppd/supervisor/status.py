@@ -57,6 +57,8 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
     faults += filter(None, [spool.fault()])
     if supervisor.exporter.state.deferred:
         faults.append(f"export: {supervisor.exporter.state.deferred} hand-overs fail and are tried again")
+    if supervisor.exporter.state.letters:
+        faults.append(f"{supervisor.exporter.state.letters} dead letters: see ppdctl dead-letters list")
     if not supervisor.nursery.ready:
         faults.append(f"nursery: {supervisor.nursery.trouble or 'it is starting'}")
     if supervisor.journal.trouble:
@@ -98,6 +100,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
             "bytes": spool.bytes,
             "deferred": supervisor.exporter.state.deferred,
             "max_bytes": settings.spool_max_bytes,
+            "dead_letters": supervisor.exporter.state.letters,
         },
         "loop": supervisor.watch.describe(),
         "raws_waiting": life.raws.unmatched,
