@@ -320,6 +320,7 @@ def test_after_a_start(ppd: Ppd) -> None:
     # What is over and in central may not go a second time.
     letter = ppd.settings.spool_dir / "dead-letters" / lost
     (letter / "manifest.json").write_text(whole)
+    (letter / "manifest.sum").unlink()
     assert "is exported" in _ctl(ppd, "retry", lost, code=1)
     _ctl(ppd, "drop", lost, "--yes")
 

@@ -68,6 +68,8 @@ def _retry(lifecycle: Lifecycle, spool: Path, name: str) -> None:
     # Outputs of a failure go to central, and it stays a failure: with its reason.
     reason = known[1] if known is not None and not letter.success else ""
     # Noted first: a hand-over of which the journal has that it is over would be discarded unheard.
+    detail = {"attempt": key.attempt, "entry": name, "why": letter.reason}
+    journal.event(key.instrument, key.group, key.detector, "dead_letter_retried", detail)
     _change(lifecycle, key, State.HANDED_OVER, reason)
     journal.commit()
     try:
@@ -76,8 +78,6 @@ def _retry(lifecycle: Lifecycle, spool: Path, name: str) -> None:
         _change(lifecycle, key, State.FAILED, known[1] if known else letter.reason)
         raise
     _LOG.warning("Dead letter %s is sent again; it was set aside because %s", name, letter.reason)
-    detail = {"attempt": key.attempt, "entry": name, "why": letter.reason}
-    journal.event(key.instrument, key.group, key.detector, "dead_letter_retried", detail)
     d = lifecycle.table.of_key(key)
     if d is not None:
         d.exported, d.set_aside = False, ""
