@@ -212,6 +212,9 @@ class Settings(Frozen):
     stop_grace: Grace = 10.0
     """Seconds that children at work have to finish when ppd is told to stop."""
 
+    drain_grace: Grace = 30.0
+    """Seconds that the spool has to drain after that; what is left is exported by the next start."""
+
     initialize_automatically: bool = False
     """Whether the supervisor does ppd-init's work itself when a new day or deployment begins."""
 

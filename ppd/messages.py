@@ -302,6 +302,8 @@ class ControlRequest(Message):
     """Only this detector's, for ``inputs``."""
     pointings: tuple[Pointing, ...] = ()
     """What to fetch, for ``prefetch``."""
+    now: bool = False
+    """Whether to wait for nothing, for ``stop``."""
 
 
 class ControlReply(Message):

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     drain.add_argument("--wait", type=float, default=0.0, help="seconds to wait until all is exported")
     drain.set_defaults(run=_drain)
     stop = commands.add_parser("stop", parents=[common], help="end ppd; what is unfinished stays for later")
+    stop.add_argument("--now", action="store_true", help="kill children, leave the spool as it is")
     stop.set_defaults(run=_stop)
     return parser
 
@@ -114,7 +115,7 @@ def _drain(client: ControlClient, arguments: argparse.Namespace) -> int:
 
 
 def _stop(client: ControlClient, arguments: argparse.Namespace) -> int:
-    reply = client.stop()
+    reply = client.stop(now=arguments.now)
     print(json.dumps({"ok": reply.ok}) if arguments.json else "ppd stops")
     return 0
 

@@ -152,8 +152,15 @@ class CentralReader:
         """Queue a request; returns at once."""
         self._requests.put(request)
 
-    def stop(self, timeout: float) -> bool:
+    def stop(self, timeout: float, hurried: Callable[[], bool] = lambda: False) -> bool:
         """End the thread and remove the cache.
+
+        Parameters
+        ----------
+        timeout : `float`
+            Seconds to wait for the thread.
+        hurried : callable, optional
+            Whether not to wait any longer.
 
         Returns
         -------
@@ -162,7 +169,9 @@ class CentralReader:
         """
         if self._thread.is_alive():
             self._requests.put(None)
-            self._thread.join(timeout)
+            deadline = time.monotonic() + timeout
+            while self._thread.is_alive() and time.monotonic() < deadline and not hurried():
+                self._thread.join(0.05)
         ended = not self._thread.is_alive()
         if ended:
             self._cache.close()

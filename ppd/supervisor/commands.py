@@ -64,14 +64,15 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
         supervisor.drain()
         return ControlReply(ok=True, result={"drained": supervisor.idle()})
     if request.command == "stop":
-        supervisor.stopping = True
+        supervisor.stop(now=request.now)
         return ControlReply(ok=True)
     return ControlReply(ok=True, result=describe(supervisor))
 
 
 def _submit(supervisor: Supervisor, message: Any) -> ControlReply:
-    if supervisor.draining:
-        return ControlReply(ok=False, code="unavailable", error="ppd is draining and takes no visits.")
+    if supervisor.draining or supervisor.stopping:
+        what = "stops" if supervisor.stopping else "is draining"
+        return ControlReply(ok=False, code="unavailable", error=f"ppd {what} and takes no visits.")
     try:
         entry = supervisor.admit(message)
         _check_room(supervisor, entry.visit.identity)

@@ -6,7 +6,7 @@ understood is answered or logged, and counted.
 
 from __future__ import annotations
 
-__all__ = ["EXIT_LEFT_WORK", "Supervisor", "run"]
+__all__ = ["Supervisor", "run"]
 
 import contextlib
 import logging
@@ -15,6 +15,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -54,14 +55,13 @@ from .nursery_keeper import NurseryKeeper
 from .raw_sources import RawSources, make_sources
 from .recovery import take_up
 from .requests import Released, Resolved
+from .signals import Signals
 from .spool import prepare, ready_entries, used_bytes
 from .stalls import LoopWatch
-from .table import State, VisitEntry
+from .table import VisitEntry
+from .winding_up import seconds_for, wind_up
 
 _LOG = logging.getLogger(__name__)
-
-EXIT_LEFT_WORK = 6
-"""Exit code when work or outputs are left for the next start."""
 
 _TICK_MS = 100
 _SPOOL_CHECK_SECONDS = 1.0
@@ -91,12 +91,11 @@ class Supervisor:
         self.draining = False
         self.stopping = False
         self.spool_bytes = 0
-        self._signals: list[int] = []
+        self.signals = Signals()
+        self._at_once = False
         self._answers: list[tuple[list[bytes], ControlReply]] = []
         self._spool_checked = self._logs_checked = -math.inf
         self._undo = contextlib.ExitStack()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, lambda s, _: self._signals.append(s))
         try:
             self._make_folders()
             self._set_up()
@@ -124,25 +123,29 @@ class Supervisor:
         self.focal_plane = description.focal_plane
         # Before the nursery: it is in our control group then, wherever that is.
         self.containment = Containment(settings, self.counters, self._nursery_pids)
-        self._undo.callback(self.containment.close, 5.0)
+        self._undo.callback(lambda: self.containment.close(self.patience(5.0)))
         # The nursery's imports take seconds; they go on while we set up.
         self.nursery = NurseryKeeper(settings)
-        self._undo.callback(self.nursery.stop, 8.0)
+        self._undo.callback(lambda: self.nursery.stop(self.patience(8.0)))
         prepare(settings.spool_dir)
         for path in settings.local_repos.glob("ppd-*"):  # a killed supervisor's children's
             shutil.rmtree(path, ignore_errors=True)
         self.journal = Journal(settings.state_dir / "journal.sqlite3")
         self._undo.callback(self.journal.close)
         self.inbox = Inbox()
-        self.central = CentralReader(settings, description, self.inbox)
-        self._undo.callback(self.central.stop, 10.0)
-        self.exporter = Exporter(settings, self.inbox)
-        self._undo.callback(self.exporter.stop, 10.0)
-        day = day_obs(time.time())
-        if settings.initialize_automatically:
-            initialize(settings, day)
-        # The primary knows first what ppd-init wrote.
-        check_initialized(self.exporter.butler, settings, day, self.deployment)
+        # What waits for a database that does not answer may be broken off.
+        with self.signals.raising():
+            self.central = CentralReader(settings, description, self.inbox)
+        self._undo.callback(self.central.stop, 10.0, lambda: self.hurried)
+        with self.signals.raising():
+            self.exporter = Exporter(settings, self.inbox)
+        self._undo.callback(lambda: self.exporter.stop(self.patience(10.0)))
+        with self.signals.raising():
+            day = day_obs(time.time())
+            if settings.initialize_automatically:
+                initialize(settings, day)
+            # The primary knows first what ppd-init wrote.
+            check_initialized(self.exporter.butler, settings, day, self.deployment)
         self._open_sockets()
         names = {d.name: d.id for d in description.focal_plane.detectors}
         self.sources = RawSources(make_sources(settings, names, self.inbox.put), names)
@@ -182,7 +185,7 @@ class Supervisor:
         Returns
         -------
         code : `int`
-            0, or `EXIT_LEFT_WORK`.
+            See `ppd.cli.daemon`.
         """
         wake_read, wake_write = os.pipe()
         self._undo.callback(os.close, wake_read)
@@ -192,8 +195,9 @@ class Supervisor:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._undo.callback(signal.set_wakeup_fd, -1)
         try:
-            ready = self.nursery.await_ready(lambda: bool(self._signals))
-            self.central.start(ready.pipelines)
+            ready = self.nursery.await_ready(lambda: self.signals.stops > 0)
+            with self.signals.raising():
+                self.central.start(ready.pipelines)
             take_up(self.journal, self.settings.spool_dir, self.lifecycle, self.admit)
             self._undo.callback(self.sources.stop)
             self.sources.start()
@@ -202,7 +206,7 @@ class Supervisor:
             sd_notify("READY=1")
             _LOG.info("Ready: deployment %s, %d detectors.", self.deployment, len(self.central.detectors))
             self._loop(wake_read, lambda: self.stopping)
-            return self._wind_up(wake_read)
+            return wind_up(self, lambda enough, seconds: self._loop(wake_read, enough, seconds))
         finally:
             sd_notify("STOPPING=1")
             self._undo.close()
@@ -234,12 +238,7 @@ class Supervisor:
             ):
                 self._guarded(step)
             self.watch.end()
-            if self._signals:
-                # A second one, while winding up, ends the wait at hand.
-                self._signals.clear()
-                if self.stopping:
-                    return
-                self.stopping = True
+            self.stopping |= self.signals.stops > 0
 
     def idle(self) -> bool:
         """Whether nothing is left to do."""
@@ -250,32 +249,24 @@ class Supervisor:
         self.draining = True
         self.exporter.hurry()
 
-    def _wind_up(self, wake: int) -> int:
-        """Let children finish and the spool drain, each within its grace."""
-        table, grace = self.lifecycle.table, self.settings.stop_grace
-        _LOG.info("Stopping: no more visits; children at work have %.0f s.", grace)
-        self.drain()
-        # From here on what can't be finished is left for the next start.
-        self.lifecycle.endings.stopping = True
-        self.sources.stop()
-        # A child that waits for a raw waits for something that nobody looks for.
-        self._loop(wake, lambda: not any(d.state is State.RUNNING for d in table.live()), grace)
-        self.lifecycle.terminate_all("ppd stops", signal.SIGTERM)
-        self._loop(wake, lambda: not table.live(), self.settings.kill_grace + 3.0)
-        self._loop(wake, lambda: not ready_entries(self.settings.spool_dir), min(grace, 10.0))
-        self.exporter.stop(10.0)
-        self.nursery.stop(8.0)
+    @property
+    def hurried(self) -> bool:
+        """Whether it was told to end at once."""
+        return self._at_once or self.signals.stops > 1
+
+    def patience(self, seconds: float) -> float:
+        """Seconds to wait for something to end: hardly any, when told to end at once."""
+        return seconds_for(seconds, self.hurried)
+
+    def stop(self, *, now: bool = False) -> None:
+        """End soon, or at once; what is unfinished is left for the next start."""
+        self.stopping = True
+        self._at_once |= now
+
+    def last_words(self) -> None:
+        """Take what the exporter has said, and make all durable."""
         self._guarded(self._take_inbox)
         self.journal.commit()
-        if self.idle():
-            _LOG.info("Stopped; nothing is left to do.")
-            return 0
-        _LOG.warning(
-            "Stopped; %d detector-visits and %d hand-overs are left for the next start.",
-            len(table.unfinished()),
-            len(ready_entries(self.settings.spool_dir)),
-        )
-        return EXIT_LEFT_WORK
 
     def admit(
         self, message: Any, accepted: float | None = None, only: Iterable[int] | None = None
@@ -424,4 +415,11 @@ def run(settings: Settings) -> int:
     ppd.errors.PpdError
         Raised if it can't start.
     """
-    return Supervisor(settings).run()
+    supervisor = Supervisor(settings)
+    code = supervisor.run()
+    if supervisor.hurried:
+        # A thread may still wait for a database or a disk, and an end of the interpreter for it.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    return code

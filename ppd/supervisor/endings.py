@@ -47,10 +47,13 @@ class Endings:
         self._release = release
         self.stopping = False
         """Whether what is unfinished is left for the next start."""
+        self.hurried = False
+        """Whether nobody waits for last words any more."""
 
     def due(self, d: DetectorVisit, now: float) -> bool:
         """Whether a child has ended and nothing more will be heard of it."""
-        return d.exited_at is not None and (d.done is not None or now >= d.exited_at + _LAST_WORD_SECONDS)
+        patience = 0.0 if self.hurried else _LAST_WORD_SECONDS
+        return d.exited_at is not None and (d.done is not None or now >= d.exited_at + patience)
 
     def settle(self, d: DetectorVisit) -> None:
         """Decide, once the child is gone; `due` says when.

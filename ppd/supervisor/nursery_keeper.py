@@ -210,6 +210,9 @@ class NurseryKeeper:
     def stop(self, timeout: float) -> None:
         """End the nursery and all children; bounded."""
         self._restart_at = None
+        if not self.ready and self._client.alive():
+            # It imports and would not hear of it for seconds; it has no children yet.
+            self._client.kill()
         self._succession.stop(timeout)
         self._client.stop(timeout)
         deadline = time.monotonic() + _ORPHAN_GRACE
