@@ -32,6 +32,7 @@ def admit(
     detectors: frozenset[int],
     filters: Mapping[str, str],
     known: Callable[[str, str], set[int]],
+    earlier: Callable[[str], VisitEntry | None] = lambda group: None,
     accepted: float | None = None,
     only: Iterable[int] | None = None,
 ) -> VisitEntry:
@@ -53,6 +54,9 @@ def admit(
         Band by physical filter.
     known : callable
         Detectors of an instrument's group that were accepted before.
+    earlier : callable, optional
+        The visit of a group that is at work: a detector that is announced
+        later belongs to the same day.
     accepted : `float`, optional
         When the visit was first accepted, if that was before (recovery).
     only : iterable of `int`, optional
@@ -119,7 +123,8 @@ def admit(
             )
     if not planned:
         raise IgnorableVisitError(f"Visit {visit.identity}: no pipeline is configured for it.")
-    day = day_obs(now)
+    before = earlier(visit.groupId)
+    day = day_obs(first) if before is None else before.day_obs
     paths = {p for d in planned.values() for p in (*d.preprocessing, *d.main)} | {NO_PIPELINE}
     date = date_string(day)
     runs = {path: run_name(visit.instrument, date, path, deployment) for path in sorted(paths)}

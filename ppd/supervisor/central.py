@@ -39,7 +39,7 @@ from .inbox import Inbox
 from .inheritance import Inheritance
 from .prefetch import Prefetcher
 from .reading import CentralButlers
-from .requests import Prefetch, Released, Resolve, Resolved
+from .requests import DayKnown, LearnDay, Prefetch, Released, Resolve, Resolved
 from .resolve import Resolution
 from .statements import StatementCounter
 
@@ -48,6 +48,7 @@ _LOG = logging.getLogger(__name__)
 # A night of another time, replayed, would have other calibs at each visit.
 _RENEW_SECONDS = 60.0
 _LOOK_SECONDS = 5.0
+_Request = Resolve | Released | Prefetch | LearnDay
 # Known to every child, whatever its pipelines write.
 _ALWAYS = ("raw", "regionTimeInfo", "prompt_provenance")
 
@@ -81,7 +82,7 @@ class CentralReader:
     def __init__(self, settings: Settings, description: InstrumentDescription, inbox: Inbox):
         self._settings = settings
         self._inbox = inbox
-        self._requests: queue.SimpleQueue[Resolve | Released | Prefetch | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         # The middleware's copies of files run in pools of this size.
         os.environ["LSST_RESOURCES_NUM_WORKERS"] = str(settings.transfer_workers)
         # A server that does not answer at all must not be waited for for ever.
@@ -148,7 +149,7 @@ class CentralReader:
         self._say_status()
         self._thread.start()
 
-    def request(self, request: Resolve | Released | Prefetch) -> None:
+    def request(self, request: _Request) -> None:
         """Queue a request; returns at once."""
         self._requests.put(request)
 
@@ -220,7 +221,7 @@ class CentralReader:
             self._central.trouble,
         )
 
-    def _serve(self, request: Resolve | Released | Prefetch) -> None:
+    def _serve(self, request: _Request) -> None:
         if isinstance(request, Resolve):
             answer = self._resolve(request)
             self._inbox.put(answer)
@@ -229,6 +230,8 @@ class CentralReader:
                 self._renew(answer.inputs.resolution)
         elif isinstance(request, Released):
             self._cache.release(request.holder)
+        elif isinstance(request, LearnDay):
+            self._inbox.put(self._learn_day(request))
         else:
             self._prefetcher.add(request.pointings)
 
@@ -252,6 +255,19 @@ class CentralReader:
             prepare = self._inheritance.plan(resolution)
             if prepare is not None:
                 self._inbox.put(prepare)
+
+    def _learn_day(self, request: LearnDay) -> DayKnown:
+        """Find and fetch init-outputs now, so that the first visit that needs them does not wait for it."""
+        what = (request.day_obs, request.deployment)
+        try:
+            self._gatherer.learn_day(*what)
+        except NotInitializedError as e:
+            return DayKnown(*what, error=str(e), missing=True)
+        except Exception as e:
+            if not isinstance(e, CentralUnavailableError | SharedMemoryError | sqlalchemy.exc.DBAPIError):
+                _LOG.exception("The init-outputs of %d can't be had.", request.day_obs)
+            return DayKnown(*what, error=one_line(e, 500))
+        return DayKnown(*what)
 
     def _resolve(self, request: Resolve) -> Resolved:
         begin = time.monotonic()

@@ -25,8 +25,8 @@ import zmq
 
 from ..config import Settings
 from ..deployment import day_obs, deployment_id
-from ..errors import ConfigurationError
-from ..initializer import check_initialized, initialize
+from ..errors import ConfigurationError, NotInitializedError
+from ..initializer import check_initialized
 from ..instruments.description import find_description
 from ..messages import (
     ControlReply,
@@ -44,8 +44,10 @@ from .child_logs import prune_logs
 from .commands import answer
 from .containment import Containment
 from .counters import Counters
+from .deployments import Deployment
 from .exporter import Exported, Exporter, Undeliverable
 from .inbox import Inbox
+from .init_process import initialize_now
 from .journal import Journal
 from .ledger import Ledger
 from .lifecycle import Lifecycle
@@ -54,7 +56,8 @@ from .notify import sd_notify
 from .nursery_keeper import NurseryKeeper
 from .raw_sources import RawSources, make_sources
 from .recovery import take_up
-from .requests import Released, Resolved
+from .requests import DayKnown, Released, Resolved
+from .rollover import Rollover
 from .signals import Signals
 from .spool import prepare, ready_entries, used_bytes
 from .stalls import LoopWatch
@@ -118,7 +121,7 @@ class Supervisor:
         settings = self.settings
         lock = StateLock(settings.state_dir)
         self._undo.callback(lock.close)
-        self.deployment = deployment_id(settings)
+        self.deployment = Deployment(deployment_id(settings), settings)
         description = find_description(settings.instrument, settings.instrument_description)
         self.focal_plane = description.focal_plane
         # Before the nursery: it is in our control group then, wherever that is.
@@ -142,10 +145,15 @@ class Supervisor:
         self._undo.callback(lambda: self.exporter.stop(self.patience(10.0)))
         with self.signals.raising():
             day = day_obs(time.time())
-            if settings.initialize_automatically:
-                initialize(settings, day)
-            # The primary knows first what ppd-init wrote.
-            check_initialized(self.exporter.butler, settings, day, self.deployment)
+            try:
+                # The primary knows first what ppd-init wrote.
+                check_initialized(self.exporter.butler, settings, day, self.deployment.id)
+            except NotInitializedError:
+                if not settings.initialize_automatically:
+                    raise
+                initialize_now(self.deployment, day)
+        self.rollover = Rollover(settings, self.central.request)
+        self._undo.callback(self.rollover.stop)
         self._open_sockets()
         names = {d.name: d.id for d in description.focal_plane.detectors}
         self.sources = RawSources(make_sources(settings, names, self.inbox.put), names)
@@ -204,7 +212,7 @@ class Supervisor:
             self.exporter.start()
             self._undo.enter_context(self.watch)
             sd_notify("READY=1")
-            _LOG.info("Ready: deployment %s, %d detectors.", self.deployment, len(self.central.detectors))
+            _LOG.info("Ready: deployment %s, %d detectors.", self.deployment.id, len(self.central.detectors))
             self._loop(wake_read, lambda: self.stopping)
             return wind_up(self, lambda enough, seconds: self._loop(wake_read, enough, seconds))
         finally:
@@ -230,6 +238,7 @@ class Supervisor:
                 self._take_inbox,
                 self._take_control,
                 self.lifecycle.turn,
+                self._turn_days,
                 self._check_spool,
                 self._check_logs,
                 self.nursery.flush,
@@ -275,11 +284,12 @@ class Supervisor:
         return admit(
             message,
             settings=self.settings,
-            deployment=self.deployment,
+            deployment=self.deployment.id,
             focal_plane=self.focal_plane,
             detectors=self.central.detectors,
             filters=self.central.filters,
             known=self.journal.known_detectors,
+            earlier=self.lifecycle.table.visits.get,
             accepted=accepted,
             only=only,
         )
@@ -334,12 +344,19 @@ class Supervisor:
             self.lifecycle.raw_seen(item)
         elif isinstance(item, Resolved):
             self.lifecycle.inputs.resolved(item)
+        elif isinstance(item, DayKnown):
+            if self.rollover.looked(item):
+                self.lifecycle.inputs.ask_now(item.day_obs, item.deployment)
         elif isinstance(item, PrepareNursery):
             self.nursery.prepare(item)
         elif isinstance(item, Exported):
             self.lifecycle.exported(item)
         elif isinstance(item, Undeliverable):
             self.lifecycle.undeliverable(item)
+
+    def _turn_days(self) -> None:
+        if not self.stopping:
+            self.rollover.turn(self.deployment, self.lifecycle.inputs.days_wanted(self.deployment.id))
 
     def _take_control(self) -> None:
         for _ in range(200):

@@ -19,7 +19,7 @@ from ..cache.transfer import FetchFailure
 from ..config import Settings
 from ..deployment import date_string, run_name
 from ..errors import NotInitializedError
-from ..initializer import check_initialized, initialize
+from ..initializer import check_initialized
 from ..instruments.description import InstrumentDescription
 from ..messages import CacheView, InputType, PipelineSummary
 from ..visit import BareVisit
@@ -78,6 +78,18 @@ class Gatherer:
         """Learn what the pipelines need."""
         for pipeline in pipelines:
             self._inputs[pipeline.path] = pipeline.inputs
+
+    def learn_day(self, day_obs: int, deployment: str) -> None:
+        """Find the init-outputs of a day, and have them in the cache.
+
+        Raises
+        ------
+        ppd.errors.PpdError
+            Raised if they can't be had, `ppd.errors.NotInitializedError` if
+            they are not there.
+        """
+        refs = self._init_outputs(day_obs, deployment)
+        self.fetch(refs, frozenset(ref.id for ref in refs))
 
     def gather(self, request: Resolve) -> Resolved:
         """Find and hold the inputs of a visit's detectors.
@@ -224,8 +236,6 @@ class Gatherer:
         """Return the init-outputs of a day; they are written once, before work begins."""
         day = (day_obs, deployment)
         if day not in self._init_refs:
-            if self._settings.initialize_automatically:
-                initialize(self._settings, day_obs)
 
             def find(butler: Butler) -> list[DatasetRef]:
                 butler.registry.refresh()

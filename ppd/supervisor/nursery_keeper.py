@@ -20,6 +20,7 @@ from ..config import Settings
 from ..errors import ConfigurationError
 from ..messages import Exited, ForkRequest, NurseryPrepared, NurseryReady, PrepareNursery, SetupFailed
 from .nursery_client import NurseryClient
+from .processes import Process
 from .succession import Succession
 
 _LOG = logging.getLogger(__name__)
@@ -244,7 +245,9 @@ class NurseryKeeper:
 
     def _adopt(self, now: float) -> set[int]:
         # The kernel has sent SIGTERM to its children and given them to us.
-        found = {p.pid for p in psutil.Process().children()} - {self.pid} - self._succession.pids
+        own = os.getsid(0)  # of what the supervisor itself has started
+        found = {p.pid for p in psutil.Process().children() if _session(p.pid) != own}
+        found -= {self.pid} | self._succession.pids
         self._orphans.update(dict.fromkeys(found, now))
         return found
 
@@ -262,3 +265,8 @@ class NurseryKeeper:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         return ended
+
+
+def _session(pid: int) -> int | None:
+    process = Process.of(pid)
+    return None if process is None else process.session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Prefetch", "Released", "Resolve", "Resolved"]
+__all__ = ["DayKnown", "LearnDay", "Prefetch", "Released", "Resolve", "Resolved"]
 
 import dataclasses
 from collections.abc import Mapping
@@ -39,6 +39,25 @@ class Prefetch:
     """Request: fetch the inputs of pointings when there is nothing else to do."""
 
     pointings: tuple[Pointing, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnDay:
+    """Request: find and fetch the init-outputs of a day, before a visit needs them."""
+
+    day_obs: int
+    deployment: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DayKnown:
+    """Answer: the init-outputs of a day are in the cache, or why not."""
+
+    day_obs: int
+    deployment: str
+    error: str | None = None
+    missing: bool = False
+    """Whether it is that ``ppd-init`` has not been run."""
 
 
 @dataclasses.dataclass(frozen=True)

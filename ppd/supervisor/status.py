@@ -55,6 +55,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         faults.append(f"export: {supervisor.exporter.trouble}")
     if supervisor.central.status.trouble:
         faults.append(f"replica: {supervisor.central.status.trouble}")
+    faults += supervisor.rollover.faults()
     if supervisor.spool_bytes > 0.8 * settings.spool_max_bytes:
         faults.append("the spool is nearly full")
     if not supervisor.nursery.ready:
@@ -71,7 +72,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         "faults": faults,
         "pid": os.getpid(),
         "instrument": settings.instrument,
-        "deployment": supervisor.deployment,
+        "deployment": supervisor.deployment.id,
         "uptime": time.time() - supervisor.started,
         "drained": supervisor.draining and supervisor.idle(),
         "idle": supervisor.idle(),
