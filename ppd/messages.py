@@ -293,7 +293,7 @@ class ControlRequest(Message):
     """A command of ``ppdctl`` or of a player that announces a visit."""
 
     kind: Literal["control_request"] = "control_request"
-    command: Literal["status", "submit", "inputs", "prefetch", "drain", "stop"]
+    command: Literal["status", "submit", "inputs", "prefetch", "drain", "stop", "reload", "reloading"]
     visit: Any = None
     """The nextVisit message, for ``submit``: text or object, as it came."""
     group: str | None = None
@@ -302,6 +302,8 @@ class ControlRequest(Message):
     """Only this detector's, for ``inputs``."""
     pointings: tuple[Pointing, ...] = ()
     """What to fetch, for ``prefetch``."""
+    number: int | None = None
+    """Which reload, for ``reloading``; else the last."""
     now: bool = False
     """Whether to wait for nothing, for ``stop``."""
 

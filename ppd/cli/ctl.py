@@ -25,6 +25,7 @@ from ..config import find_config, load_settings
 from ..errors import ConfigurationError
 from .client import ControlClient, NoSupervisorError
 from .input_commands import add_input_commands
+from .reload_command import add_reload_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("files", nargs="+", help="nextVisit messages (JSON); - for standard input")
     submit.set_defaults(run=_submit)
     add_input_commands(commands, common)
+    add_reload_command(commands, common)
     drain = commands.add_parser("drain", parents=[common], help="finish what was accepted, take no more")
     drain.add_argument("--wait", type=float, default=0.0, help="seconds to wait until all is exported")
     drain.set_defaults(run=_drain)
@@ -136,6 +138,9 @@ def _print_status(status: dict[str, Any], console: Console) -> None:
         f"up {status['uptime']:.0f} s  {status['deployment']}",
         highlight=False,
     )
+    if len(status["deployments"]) > 1:
+        each = ", ".join(f"{d['id']} {d['detector_visits']}" for d in status["deployments"])
+        console.print(f"  side by side, with detector-visits at work: {each}", highlight=False)
     for fault in status["faults"]:
         console.print(f"  [red]{escape(fault)}[/]", markup=True)
     states = {k: v for k, v in status["detector_visits"].items() if v}

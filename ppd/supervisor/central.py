@@ -33,13 +33,14 @@ from ..errors import (
     one_line,
 )
 from ..instruments.description import InstrumentDescription
-from ..messages import PipelineSummary, Pointing
+from ..messages import Pointing
+from .deployments import Deployment
 from .gather import Gatherer
 from .inbox import Inbox
 from .inheritance import Inheritance
 from .prefetch import Prefetcher
 from .reading import CentralButlers
-from .requests import DayKnown, LearnDay, Prefetch, Released, Resolve, Resolved
+from .requests import DayKnown, Learn, LearnDay, Learned, Prefetch, Released, Resolve, Resolved
 from .resolve import Resolution
 from .statements import StatementCounter
 
@@ -48,7 +49,7 @@ _LOG = logging.getLogger(__name__)
 # A night of another time, replayed, would have other calibs at each visit.
 _RENEW_SECONDS = 60.0
 _LOOK_SECONDS = 5.0
-_Request = Resolve | Released | Prefetch | LearnDay
+_Request = Resolve | Released | Prefetch | LearnDay | Learn
 # Known to every child, whatever its pipelines write.
 _ALWAYS = ("raw", "regionTimeInfo", "prompt_provenance")
 
@@ -128,22 +129,16 @@ class CentralReader:
         """Band by physical filter."""
         return {r.name: r.band for r in self.records["physical_filter"]}
 
-    def start(self, pipelines: tuple[PipelineSummary, ...]) -> None:
+    def start(self, deployment: Deployment) -> None:
         """Learn what the pipelines need, register their dataset types, and begin.
 
         Parameters
         ----------
-        pipelines : `tuple` [ `ppd.messages.PipelineSummary` ]
-            What the nursery built.
+        deployment : `ppd.supervisor.deployments.Deployment`
+            What the nursery was built for, with what it has built.
         """
-        names = set(_ALWAYS)
-        for pipeline in pipelines:
-            names.update(pipeline.outputs, pipeline.init_outputs)
-            # Inputs too, or nothing that uses them could be rehearsed before they are fetched.
-            names.update(declared.name.partition(".")[0] for declared in pipeline.inputs)
-        self._gatherer.learn(pipelines)
-        # The replica may lag behind ppd-init, which has registered them.
-        self._central.read(lambda butler: self._register(butler, names), primary=True)
+        self._gatherer.learn(deployment.pipelines, deployment)
+        self._register_types(deployment)
         self._inbox.put(self._inheritance.first())
         self._warm_up(None)
         self._say_status()
@@ -180,6 +175,15 @@ class CentralReader:
             self._counter.close()
         remove_place(self.place)
         return ended
+
+    def _register_types(self, deployment: Deployment) -> None:
+        names = set(_ALWAYS)
+        for pipeline in deployment.pipelines:
+            names.update(pipeline.outputs, pipeline.init_outputs)
+            # Inputs too, or nothing that uses them could be rehearsed before they are fetched.
+            names.update(declared.name.partition(".")[0] for declared in pipeline.inputs)
+        # The replica may lag behind ppd-init, which has registered them.
+        self._central.read(lambda butler: self._register(butler, names), primary=True)
 
     def _register(self, butler: Butler, names: set[str]) -> None:
         known = []
@@ -230,6 +234,8 @@ class CentralReader:
                 self._renew(answer.inputs.resolution)
         elif isinstance(request, Released):
             self._cache.release(request.holder)
+        elif isinstance(request, Learn):
+            self._inbox.put(self._learn(request))
         elif isinstance(request, LearnDay):
             self._inbox.put(self._learn_day(request))
         else:
@@ -255,6 +261,28 @@ class CentralReader:
             prepare = self._inheritance.plan(resolution)
             if prepare is not None:
                 self._inbox.put(prepare)
+
+    def _learn(self, request: Learn) -> Learned:
+        """Get ready for another deployment beside those that are known."""
+        deployment = request.deployment
+        try:
+            self._gatherer.learn(deployment.pipelines, deployment)
+            self._gatherer.learn_day(request.day_obs, deployment.id)
+            self._register_types(deployment)
+        except NotInitializedError as e:
+            return Learned(request.number, str(e), missing=True)
+        except Exception as e:
+            if not isinstance(e, CentralUnavailableError | SharedMemoryError | sqlalchemy.exc.DBAPIError):
+                _LOG.exception("Deployment %s can't be got ready for.", deployment.id)
+            return Learned(request.number, one_line(e, 500))
+        self._gatherer.use(deployment.id)
+        self._prefetcher.padding = deployment.settings.preload_padding
+        self._inheritance.max_bytes = deployment.settings.inherit_bytes
+        # With the new types in its registry; what was read before is read again.
+        self._inbox.put(self._inheritance.again())
+        self._warm.clear()
+        self._warm_up(None)
+        return Learned(request.number)
 
     def _learn_day(self, request: LearnDay) -> DayKnown:
         """Find and fetch init-outputs now, so that the first visit that needs them does not wait for it."""

@@ -60,6 +60,13 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
         return _inputs(supervisor, request)
     if request.command == "prefetch":
         return _prefetch(supervisor, request.pointings)
+    if request.command == "reload":
+        number, refusal = supervisor.reloader.begin("ppdctl")
+        if refusal is not None:
+            return ControlReply(ok=False, code="unavailable", error=refusal)
+        return ControlReply(ok=True, result=supervisor.reloader.describe(number))
+    if request.command == "reloading":
+        return ControlReply(ok=True, result=supervisor.reloader.describe(request.number))
     if request.command == "drain":
         supervisor.drain()
         return ControlReply(ok=True, result={"drained": supervisor.idle()})

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["Supervisor", "run"]
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -28,11 +29,11 @@ from ..deployment import day_obs, deployment_id
 from ..errors import ConfigurationError, NotInitializedError
 from ..initializer import check_initialized
 from ..instruments.description import find_description
+from ..logs import setup_logging
 from ..messages import (
     ControlReply,
     ControlRequest,
     MessageError,
-    NurseryPrepared,
     PrepareNursery,
     decode,
     encode,
@@ -53,11 +54,13 @@ from .ledger import Ledger
 from .lifecycle import Lifecycle
 from .lock import StateLock
 from .notify import sd_notify
-from .nursery_keeper import NurseryKeeper
+from .nurseries import Nurseries
 from .raw_sources import RawSources, make_sources
 from .recovery import take_up
-from .requests import DayKnown, Released, Resolved
+from .reloading import Reloader
+from .requests import DayKnown, Learned, Released, Resolved
 from .rollover import Rollover
+from .setting_kinds import SettingsInForce, in_force
 from .signals import Signals
 from .spool import prepare, ready_entries, used_bytes
 from .stalls import LoopWatch
@@ -87,7 +90,9 @@ class Supervisor:
 
     def __init__(self, settings: Settings):
         _allow_files()
-        self.settings = settings
+        self._in_force = SettingsInForce(settings)
+        # Read as it is when it is read, by all that get it from here.
+        self.settings = in_force(self._in_force)
         self.started = time.time()
         self.counters = Counters()
         self.watch = LoopWatch(self._stalled)
@@ -121,14 +126,16 @@ class Supervisor:
         settings = self.settings
         lock = StateLock(settings.state_dir)
         self._undo.callback(lock.close)
-        self.deployment = Deployment(deployment_id(settings), settings)
+        self.deployment = Deployment(deployment_id(settings), self._in_force.now)
+        self.reloader = Reloader(self)
+        self._undo.callback(self.reloader.stop)
         description = find_description(settings.instrument, settings.instrument_description)
         self.focal_plane = description.focal_plane
         # Before the nursery: it is in our control group then, wherever that is.
         self.containment = Containment(settings, self.counters, self._nursery_pids)
         self._undo.callback(lambda: self.containment.close(self.patience(5.0)))
         # The nursery's imports take seconds; they go on while we set up.
-        self.nursery = NurseryKeeper(settings)
+        self.nursery = Nurseries(self.deployment.settings)
         self._undo.callback(lambda: self.nursery.stop(self.patience(8.0)))
         prepare(settings.spool_dir)
         for path in settings.local_repos.glob("ppd-*"):  # a killed supervisor's children's
@@ -205,7 +212,8 @@ class Supervisor:
         try:
             ready = self.nursery.await_ready(lambda: self.signals.stops > 0)
             with self.signals.raising():
-                self.central.start(ready.pipelines)
+                self.deployment = dataclasses.replace(self.deployment, pipelines=ready.pipelines)
+                self.central.start(self.deployment)
             take_up(self.journal, self.settings.spool_dir, self.lifecycle, self.admit)
             self._undo.callback(self.sources.stop)
             self.sources.start()
@@ -224,9 +232,8 @@ class Supervisor:
         deadline = None if seconds is None else time.monotonic() + seconds
         while not enough() and (deadline is None or time.monotonic() < deadline):
             poller = zmq.Poller()
-            for source in (self.children, self.control, self.nursery.fileno(), self.inbox.fileno(), wake):
-                if source != -1:  # no nursery now
-                    poller.register(source, zmq.POLLIN)
+            for source in (self.children, self.control, *self.nursery.filenos(), self.inbox.fileno(), wake):
+                poller.register(source, zmq.POLLIN)
             ready = dict(poller.poll(_TICK_MS))
             self.watch.begin()
             if wake in ready:
@@ -239,6 +246,7 @@ class Supervisor:
                 self._take_control,
                 self.lifecycle.turn,
                 self._turn_days,
+                self._turn_deployments,
                 self._check_spool,
                 self._check_logs,
                 self.nursery.flush,
@@ -272,6 +280,24 @@ class Supervisor:
         self.stopping = True
         self._at_once |= now
 
+    def put_in_force(self, settings: Settings, deployment: Deployment | None) -> None:
+        """Go on with other settings, and with another deployment for new visits if one is given.
+
+        Parameters
+        ----------
+        settings : `ppd.config.Settings`
+            The settings, checked.
+        deployment : `ppd.supervisor.deployments.Deployment` or `None`
+            Its nursery is the candidate, which is ready.
+        """
+        if deployment is not None:
+            self.nursery.promote(deployment.generation)
+            self.deployment = deployment
+        self._in_force.replace(settings)
+        self.lifecycle.settings_changed()
+        self.nursery.set_max_age(settings.nursery_max_age)
+        setup_logging(settings)
+
     def last_words(self) -> None:
         """Take what the exporter has said, and make all durable."""
         self._guarded(self._take_inbox)
@@ -284,7 +310,7 @@ class Supervisor:
         return admit(
             message,
             settings=self.settings,
-            deployment=self.deployment.id,
+            deployment=self.deployment,
             focal_plane=self.focal_plane,
             detectors=self.central.detectors,
             filters=self.central.filters,
@@ -324,15 +350,12 @@ class Supervisor:
 
     def _take_nursery(self) -> None:
         for message in self.nursery.receive():
-            if isinstance(message, NurseryPrepared):
-                for holder in self.nursery.prepared(message):
-                    self.central.request(Released(holder))
-            else:
-                self.lifecycle.nursery_said(message)
-        orphans = self.nursery.check()
-        if orphans is not None:
+            self.lifecycle.nursery_said(message)
+        for holder in self.nursery.take_released():
+            self.central.request(Released(holder))
+        for generation, orphans in self.nursery.check():
             self.counters.error("nursery_restarts", "nursery", "the nursery ended unasked")
-            self.lifecycle.nursery_lost(orphans)
+            self.lifecycle.nursery_lost(generation, orphans)
 
     def _take_inbox(self) -> None:
         for item in self.inbox.drain():
@@ -347,6 +370,8 @@ class Supervisor:
         elif isinstance(item, DayKnown):
             if self.rollover.looked(item):
                 self.lifecycle.inputs.ask_now(item.day_obs, item.deployment)
+        elif isinstance(item, Learned):
+            self.reloader.learned(item)
         elif isinstance(item, PrepareNursery):
             self.nursery.prepare(item)
         elif isinstance(item, Exported):
@@ -357,6 +382,12 @@ class Supervisor:
     def _turn_days(self) -> None:
         if not self.stopping:
             self.rollover.turn(self.deployment, self.lifecycle.inputs.days_wanted(self.deployment.id))
+
+    def _turn_deployments(self) -> None:
+        if self.signals.take_reload():
+            self.reloader.begin("SIGHUP")
+        self.reloader.turn()
+        self.nursery.retire(self.lifecycle.generations())
 
     def _take_control(self) -> None:
         for _ in range(200):

@@ -126,7 +126,7 @@ class InputSeeker:
 
     def _waiting(self, deployment: str) -> list[VisitEntry]:
         entries = self._table.visits.values()
-        return [e for e in entries if e.tries and e.resolve_at is not None and e.deployment == deployment]
+        return [e for e in entries if e.tries and e.resolve_at is not None and e.deployment.id == deployment]
 
     def _ask_again(self, entry: VisitEntry, reason: str) -> bool:
         """Plan another search for what a visit lacks, unless its message expires before."""
@@ -150,7 +150,7 @@ class InputSeeker:
                     preprocessing={d.detector: d.preprocessing for d in due},
                     main={d.detector: d.main for d in due},
                     day_obs=entry.day_obs,
-                    deployment=entry.deployment,
+                    deployment=entry.deployment.id,
                     runs=tuple(entry.runs.values()),
                 )
             )

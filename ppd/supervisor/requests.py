@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["DayKnown", "LearnDay", "Prefetch", "Released", "Resolve", "Resolved"]
+__all__ = ["DayKnown", "Learn", "LearnDay", "Learned", "Prefetch", "Released", "Resolve", "Resolved"]
 
 import dataclasses
 from collections.abc import Mapping
 
 from ..messages import CacheView, Pointing, PrepareNursery
 from ..visit import BareVisit
+from .deployments import Deployment
 from .inputs import VisitInputs
 
 
@@ -47,6 +48,26 @@ class LearnDay:
 
     day_obs: int
     deployment: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Learn:
+    """Request: get ready for the visits of another deployment."""
+
+    deployment: Deployment
+    day_obs: int
+    number: int
+    """Of the reload that wants it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """Answer: its visits may come, or why not."""
+
+    number: int
+    error: str | None = None
+    missing: bool = False
+    """Whether it is that ``ppd-init`` has not been run."""
 
 
 @dataclasses.dataclass(frozen=True)

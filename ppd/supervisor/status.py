@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .spool import ready_entries
-from .table import LIVE
+from .table import LIVE, PAST_CHILDREN
 
 if TYPE_CHECKING:
     from .daemon import Supervisor
@@ -73,6 +73,8 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         "pid": os.getpid(),
         "instrument": settings.instrument,
         "deployment": supervisor.deployment.id,
+        "deployments": _deployments(supervisor),
+        "reload": supervisor.reloader.describe(),
         "uptime": time.time() - supervisor.started,
         "drained": supervisor.draining and supervisor.idle(),
         "idle": supervisor.idle(),
@@ -105,3 +107,16 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         "counts": supervisor.counters.as_dict(),
         "errors": supervisor.counters.errors(),
     }
+
+
+def _deployments(supervisor: Supervisor) -> list[dict[str, Any]]:
+    """Those with visits at work, and the one for new visits, which is the last."""
+    current = supervisor.deployment
+    found: dict[int, dict[str, Any]] = {current.generation: {"id": current.id, "detector_visits": 0}}
+    for entry in supervisor.lifecycle.table.visits.values():
+        if entry.unfinished:
+            one = found.setdefault(
+                entry.deployment.generation, {"id": entry.deployment.id, "detector_visits": 0}
+            )
+            one["detector_visits"] += sum(d.state not in PAST_CHILDREN for d in entry.detectors.values())
+    return [{"generation": number, **found[number]} for number in sorted(found)]
