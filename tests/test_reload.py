@@ -26,7 +26,8 @@ def _change(ppd: Ppd, **changes: Any) -> None:
 
 
 def _reload(ppd: Ppd) -> subprocess.CompletedProcess[str]:
-    return ppd.command("ctl", "reload", timeout=180.0)
+    # Not by the configuration, which may be what is wrong.
+    return ppd.command("ctl", "reload", "--socket-dir", str(ppd.settings.socket_dir), timeout=180.0)
 
 
 def _refused(ppd: Ppd) -> str:
@@ -50,7 +51,7 @@ def _nurseries(ppd: Ppd) -> list[int]:
 @contextlib.contextmanager
 def _at_work(observatory: Observatory, folder: Path, **changes: Any) -> Iterator[Ppd]:
     """Run a ppd with one detector-visit that sleeps in a task, and one that waits for its raw."""
-    main = write_sleepy(folder / "sleepy", 12.0)
+    main = write_sleepy(folder / "sleepy", 30.0)
     with running(observatory, folder, main=(main,), **changes) as ppd:
         ppd.good_visit("old-asleep", 2)
         wait_for(lambda: sleepers(folder / "sleepy"), 40.0, "a child to sleep")
@@ -70,7 +71,7 @@ def _runs(ppd: Ppd, name: str = "post_isr_image") -> dict[str, str]:
 
 def test_other_pipelines_under_load(observatory: Observatory, tmp_path: Path) -> None:
     """Old visits end in the old runs with the old pipeline, new ones in the new; none is lost."""
-    with _at_work(observatory, tmp_path, initialize_automatically=True, image_timeout=60.0) as ppd:
+    with _at_work(observatory, tmp_path, initialize_automatically=True, image_timeout=200.0) as ppd:
         (old,) = ppd.status()["deployments"]
         (nursery,) = _nurseries(ppd)
         _change(ppd, main_pipelines=[{"pipelines": [ISR]}])
@@ -221,7 +222,7 @@ def test_one_after_the_other(observatory: Observatory, tmp_path: Path) -> None:
 
 def test_old_nursery_is_killed(observatory: Observatory, tmp_path: Path) -> None:
     """Its visits are tried again by another one of their deployment; the new ones' children live."""
-    with _at_work(observatory, tmp_path, initialize_automatically=True, image_timeout=60.0) as ppd:
+    with _at_work(observatory, tmp_path, initialize_automatically=True, image_timeout=200.0) as ppd:
         (old,) = ppd.status()["deployments"]
         (nursery,) = _nurseries(ppd)
         _change(ppd, main_pipelines=[{"pipelines": [ISR]}])

@@ -23,11 +23,12 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import Settings, find_config, load_settings
-from ..deployment import date_string, deployment_id
+from ..deployment import date_string, day_obs, deployment_id
 from ..errors import CentralUnavailableError, ConfigurationError
 from ..logs import setup_logging
 
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-c", "--config", type=Path, help="configuration file (default: $PPD_CONFIG)")
     parser.add_argument("--day-obs", type=_day_obs, help="day to prepare, YYYYMMDD (default: today)")
+    parser.add_argument("--ahead", type=float, default=0.0, help="the day that it is in so many seconds")
     parser.add_argument(
         "--settings", choices=["-"], help="read settings as JSON from standard input: for ppd"
     )
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"The pipelines, or what is installed, are not those of {args.expect} any more: "
                 "reload the configuration, or restart ppd."
             )
-        report = initialize(settings, args.day_obs)
+        report = initialize(settings, args.day_obs or day_obs(time.time() + args.ahead))
     except ConfigurationError as e:
         print(f"ppd-init: nothing was written.\n{e}", file=sys.stderr)
         return 2

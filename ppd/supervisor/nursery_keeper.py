@@ -145,6 +145,7 @@ class NurseryKeeper:
             return False
         if self._client.fileno() != -1:
             self._client.close()
+            self._remove_repos()
         return not self._orphans
 
     @property
@@ -257,6 +258,7 @@ class NurseryKeeper:
             self._client.kill()
         self._succession.stop(timeout)
         self._client.stop(timeout)
+        self._remove_repos()
         deadline = time.monotonic() + _ORPHAN_GRACE
         while self._orphans and time.monotonic() < deadline:
             self._reap_orphans()
@@ -279,10 +281,14 @@ class NurseryKeeper:
         self.trouble = self.trouble or "the nursery ended unasked"
         _LOG.error("The nursery (pid %d) is gone; a new one starts in %.0f s.", self.pid, delay)
         self._client.close()
-        for path in self._settings.local_repos.glob(f"ppd-nursery-{self.pid}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        self._remove_repos()
         self._restart_at = now + delay
         return self._adopt(now) | self._succession.children()
+
+    def _remove_repos(self) -> None:
+        """Remove what a nursery that was killed has left."""
+        for path in self._settings.local_repos.glob(f"ppd-nursery-{self.pid}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _adopt(self, now: float) -> set[int]:
         # The kernel has sent SIGTERM to its children and given them to us.
