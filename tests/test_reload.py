@@ -51,12 +51,17 @@ def _nurseries(ppd: Ppd) -> list[int]:
 @contextlib.contextmanager
 def _at_work(observatory: Observatory, folder: Path, **changes: Any) -> Iterator[Ppd]:
     """Run a ppd with one detector-visit that sleeps in a task, and one that waits for its raw."""
-    main = write_sleepy(folder / "sleepy", 30.0)
+    main = write_sleepy(folder / "sleepy", 200.0)
     with running(observatory, folder, main=(main,), **changes) as ppd:
         ppd.good_visit("old-asleep", 2)
         wait_for(lambda: sleepers(folder / "sleepy"), 40.0, "a child to sleep")
         assert ppd.submit(groupId="old-waits", detector=3).ok
         yield ppd
+
+
+def _wake(ppd: Ppd) -> None:
+    """End the sleep."""
+    (ppd.folder / "sleepy" / "wake").touch()
 
 
 def _runs(ppd: Ppd, name: str = "post_isr_image") -> dict[str, str]:
@@ -89,6 +94,7 @@ def test_other_pipelines_under_load(observatory: Observatory, tmp_path: Path) ->
         assert ppd.submit(groupId="old-waits", detector=8).ok
         for detector in (3, 8):
             ppd.drop(observatory.raw(detector, **identity("old-waits")), detector, "old-waits")
+        _wake(ppd)
         ppd.await_state("old-asleep", exported=1)
         ppd.await_state("old-waits", exported=2)
         wait_for(lambda: _nurseries(ppd) and nursery not in _nurseries(ppd), 20.0, "the old nursery to end")
@@ -186,6 +192,7 @@ def test_at_once(observatory: Observatory, tmp_path: Path) -> None:
         assert (status["slots"]["total"], status["processors"]["total"]) == (5, 1)
         assert ppd.submit(groupId="stale", detector=4).code == "stale"
         assert (_nurseries(ppd), len(status["deployments"])) == (nurseries, 1)
+        _wake(ppd)
         ppd.await_state("old-asleep", exported=1)
 
 
