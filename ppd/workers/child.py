@@ -147,6 +147,7 @@ class _Life:
         self.visits: tuple[int, ...] = ()
         self.main_started = False
         self.pipeline: str | None = None
+        self.succeeded = False
 
     def look_back(self) -> ChildDone | None:
         """Look what a killed attempt left; the last word is said if nothing may follow it.
@@ -218,7 +219,7 @@ class _Life:
             if raws.mismatches:
                 raise MismatchError(f"{'; '.join(raws.mismatches)}; no main pipeline can run: {e}") from e
             raise RetriableError(f"no main pipeline can run: {e}") from e
-        self.pipeline = ran.path
+        self.pipeline, self.succeeded = ran.path, True
         self._event("pipeline_end", pipeline=ran.path, success=True, reason=ran.remarks[:500])
         done = self._hand_over(success=True)
         return done.model_copy(update={"reason": ran.remarks[:2000]})
@@ -227,6 +228,12 @@ class _Life:
         """Class a failure and hand over what there is if it is final."""
         if isinstance(error, PipelineFailedError):
             self.pipeline = error.pipeline
+        if self.succeeded:
+            # Ended in the middle of its hand-over: all that there was to do is done.
+            try:
+                return self._hand_over(success=True)
+            except Exception as e:
+                _LOG.exception("The hand-over does not come about: %s", e)
         verdict = judge(error, self.main_started, self.guard, self.visits, self.key.detector)
         _LOG.error("Failed (%s): %s", verdict.failure, verdict.reason, exc_info=error)
         if self.main_started:
