@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .moved_clock import move
 from .servers import PostgresServer
 from .soak_account import Account, account_for, history
 from .soak_disk import SoakDisk, private_mounts
@@ -97,13 +98,12 @@ def soak(folder: Path, schedule: Schedule, say: Callable[[str], None]) -> Iterat
         disk = SoakDisk(folder, _DISK_BYTES)
         stack.callback(disk.close)
         clock = folder / "clock"
-        clock.write_text(f"{0.0:<32.6f}")
+        move(clock, 0.0)
         place = Place(
             registry_url=server.create_database("central"),
             apdb_url=server.create_database("apdb"),
             state_dir=disk.path / "state",
-            environment={"PPD_CLOCK_OFFSET_FILE": str(clock)},
-            python_path=(str(Path(__file__).parent / "moved_clock"),),
+            clock=clock,
         )
         site = stack.enter_context(Site(folder, _IMAGE_TIMEOUT, _SLOTS, place, **_SETTINGS))
         log = folder / "soak.log"

@@ -25,7 +25,7 @@ from .soak_verdict import REQUIRED, CentralContents, End, find_orphans, query, r
 _AFTER = 30.0
 _THRESHOLD = 5000.0
 _DEATH = (
-    r"SIGKILL|not heard of for too long|the APDB has sources|its child ended|"
+    r"SIGKILL|SIGTERM|not heard of for too long|the APDB has sources|its child ended|"
     r"ppd ended before|before it said why|(?:expired|stale|took longer)"
 )
 _PAUSE = r"not heard of for too long|SIGKILL|no usable raw came \(none|the APDB has sources|took longer"

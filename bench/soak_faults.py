@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import psycopg2
 
+from .moved_clock import move
 from .servers import PostgresServer
 from .soak_disk import SoakDisk
 from .soak_schedule import Fault
@@ -170,9 +171,7 @@ class Faults:
             heal = self._disk.quick
         elif fault.kind == "clock step":
             what = f"to {fault.offset:+.1f} s"
-            # In one write: the file is mapped by others.
-            with self._clock.open("r+b") as stream:
-                stream.write(f"{fault.offset:<32.6f}".encode())
+            move(self._clock, fault.offset)
         now = time.monotonic()
         self.windows.append(Window(fault, now, None if fault.seconds else now, heal))
         self.counts[fault.kind] += 1

@@ -41,8 +41,8 @@ _SECONDS: dict[str, tuple[float, float]] = {
     "slow disk": (3.0, 10.0),
 }
 _FEWEST_FAULTS = 25
-_FAULT_GAP = (2.5, 6.0)
-_VISIT_GAP = 5.0
+_FAULT_GAP = (2.5, 7.0)
+_VISIT_GAP = 6.0
 _DETECTORS = 9
 
 

@@ -32,6 +32,7 @@ from ppd.demo.democam import DemoCam
 from ppd.demo.leftovers import count_leftovers
 from ppd.initializer import initialize
 
+from . import moved_clock
 from .servers import end_with_parent
 
 SIDE = 64
@@ -57,10 +58,8 @@ class Place:
     apdb_url: str | None = None
     """Empty database of the APDB; else SQLite."""
     state_dir: Path | None = None
-    environment: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Variables for ppd."""
-    python_path: tuple[str, ...] = ()
-    """What ppd's Python looks through first."""
+    clock: Path | None = None
+    """What moves ppd's clock; see `bench.moved_clock`."""
 
 
 class Site:
@@ -146,13 +145,15 @@ class Site:
     def launch(self) -> subprocess.Popen[bytes]:
         """Start ppd, without waiting for anything."""
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        path = [*self._place.python_path, *(p for p in sys.path if p)]
+        environment = {**os.environ, **single, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        if self._place.clock is not None:
+            environment = moved_clock.environment(self._place.clock, environment)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ppd.cli.daemon", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **single, **self._place.environment, "PYTHONPATH": os.pathsep.join(path)},
+                env=environment,
                 preexec_fn=lambda: end_with_parent(signal.SIGTERM),
                 start_new_session=True,  # an interrupt is for the soak to handle
             )

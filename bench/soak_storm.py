@@ -36,7 +36,8 @@ _ASK_SECONDS = 0.1
 _RESTART_SECONDS = 0.5
 _BAD = 0.12
 _STALE_SECONDS = 7200.0
-_MOST_OPEN = 40
+_MOST_OPEN = 24
+_LONGEST_QUIET = 4.0
 
 
 @dataclasses.dataclass
@@ -100,7 +101,7 @@ class Storm:
     ):
         self._site, self._schedule, self._say = site, schedule, say
         self._log = log
-        self._start = time.monotonic()
+        self._start = self._news = time.monotonic()
         self._actions: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._visits = list(reversed(schedule.visits))
@@ -131,7 +132,7 @@ class Storm:
         Parameters
         ----------
         quiet_seconds : `float`
-            How long to wait for that at most.
+            How long to wait for that at most after the last sign of life; four times that in all.
         """
         self.watch.start()
         self.submitter.start()
@@ -146,8 +147,8 @@ class Storm:
                 if self._now() > 60 * tell:
                     self._tell(tell)
                     tell = next(minutes)
-                if self._now() > self._schedule.seconds + quiet_seconds:
-                    break  # they were not taken
+                if time.monotonic() > max(self._news, self._start + self._schedule.seconds) + quiet_seconds:
+                    break  # nothing moves any more
             self._be_quiet(quiet_seconds)
         finally:
             self.faults.heal()
@@ -159,8 +160,8 @@ class Storm:
         self._say("The faults are over; waiting until all is.")
         self.note("the faults are over")
         self.faults.heal()
-        begin = time.monotonic()
-        while time.monotonic() < begin + seconds:
+        begin = self._news = time.monotonic()
+        while time.monotonic() < min(self._news + seconds, begin + _LONGEST_QUIET * seconds):
             self._turn()
             over = all(f.ended for f in self.fates.values())
             if over and not self._actions and not self.submitter.unanswered() and self._recovering is None:
@@ -337,6 +338,7 @@ class Storm:
 
     def _end(self, fate: Fate, state: str) -> None:
         fate.ended, fate.over = state, time.monotonic()
+        self._news = fate.over
         for delivery in fate.plan.deliveries:
             if delivery.when == "over":
                 self._later(self._now() + 0.5, lambda d=delivery: self._deliver(fate, d))
