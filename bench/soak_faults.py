@@ -23,7 +23,7 @@ from .soak_schedule import Fault
 from .soak_site import Site
 from .soak_watch import SpoolWatch
 
-_PATIENCE = 8.0
+_PATIENCE = 15.0
 _FILL_SECONDS = 0.1
 
 
