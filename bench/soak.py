@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import shutil
 import signal
 import statistics
@@ -148,6 +149,7 @@ def _figures(schedule: Schedule, storm: Storm, account: Account, left: dict[str,
     return {
         **dict(zip(KEYS, values, strict=True)),
         "detail": {
+            "machine": {"cpus": os.cpu_count(), "load_15_min": round(os.getloadavg()[2], 1)},
             "skipped": dict(storm.faults.skipped),
             "ends": account.ends,
             "reasons": account.reasons,

@@ -69,7 +69,10 @@ class SoakDisk:
 
     def fill(self) -> None:
         """Take all the room that there is; to be repeated, as others give some back."""
-        descriptor = os.open(self._filler, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            descriptor = os.open(self._filler, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            return  # so full that there is no room for another file
         try:
             step = 1 << 20
             while step >= 4096:

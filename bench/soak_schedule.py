@@ -12,10 +12,10 @@ import numpy as np
 Moment = Literal["now", "building", "ready", "gone"]
 
 KINDS: dict[str, int] = {
-    "kill supervisor": 3,
+    "kill supervisor": 2,
     "kill nursery": 2,
     "kill exporter": 2,
-    "kill child": 3,
+    "kill child": 2,
     "stop supervisor": 1,
     "stop nursery": 1,
     "stop exporter": 1,

@@ -37,6 +37,10 @@ _RESTART_SECONDS = 0.5
 _BAD = 0.12
 _STALE_SECONDS = 7200.0
 _MOST_OPEN = 24
+# On a slow machine a start takes so long that the faults would hit nothing but
+# starts: after so many seconds, the time of the plan stands still until ppd answers.
+_START_SECONDS = 5.0
+_LONGEST = 1.5
 _LONGEST_QUIET = 4.0
 
 
@@ -101,7 +105,9 @@ class Storm:
     ):
         self._site, self._schedule, self._say = site, schedule, say
         self._log = log
-        self._start = self._news = time.monotonic()
+        self._start = self._news = self._turned = time.monotonic()
+        self._stood_still = 0.0
+        self._calm = False
         self._actions: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._visits = list(reversed(schedule.visits))
@@ -124,7 +130,7 @@ class Storm:
     def note(self, line: str) -> None:
         """Write down what happens."""
         with self._log.open("a") as stream:
-            stream.write(f"{time.monotonic() - self._start:9.3f} {line}\n")
+            stream.write(f"{self._now():9.3f} ({self._wall():9.3f}) {line}\n")
 
     def run(self, quiet_seconds: float) -> None:
         """Let all happen, then wait until all is over.
@@ -137,18 +143,18 @@ class Storm:
         self.watch.start()
         self.submitter.start()
         try:
-            self._start = time.monotonic()
+            self._start = self._turned = time.monotonic()
             for fault in self._schedule.faults:
-                self._later(fault.at, lambda f=fault: self.faults.begin(f))
+                self._later(fault.at, lambda f=fault: None if self._calm else self.faults.begin(f))
             minutes = itertools.count(1)
             tell = next(minutes)
             while self._now() < self._schedule.seconds or self._visits:
                 self._turn()
+                if self._wall() > _LONGEST * self._schedule.seconds:
+                    break
                 if self._now() > 60 * tell:
                     self._tell(tell)
                     tell = next(minutes)
-                if time.monotonic() > max(self._news, self._start + self._schedule.seconds) + quiet_seconds:
-                    break  # nothing moves any more
             self._be_quiet(quiet_seconds)
         finally:
             self.faults.heal()
@@ -159,6 +165,8 @@ class Storm:
     def _be_quiet(self, seconds: float) -> None:
         self._say("The faults are over; waiting until all is.")
         self.note("the faults are over")
+        self._calm = True
+        self._visits.clear()
         self.faults.heal()
         begin = self._news = time.monotonic()
         while time.monotonic() < min(self._news + seconds, begin + _LONGEST_QUIET * seconds):
@@ -179,7 +187,11 @@ class Storm:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        while self._actions and self._actions[0][0] <= now:
+        recovering = self._recovering
+        if recovering is not None and self._wall() > recovering.begin + _START_SECONDS:
+            self._stood_still += now - self._turned
+        self._turned = now
+        while self._actions and self._actions[0][0] <= self._now():
             heapq.heappop(self._actions)[2]()
         self.faults.turn()
         self._look_after_ppd()
@@ -191,11 +203,16 @@ class Storm:
                 self._read_journal()
         time.sleep(_TURN_SECONDS)
 
-    def _now(self) -> float:
+    def _wall(self) -> float:
+        """Seconds since the start."""
         return time.monotonic() - self._start
 
+    def _now(self) -> float:
+        """Seconds of the plan."""
+        return self._wall() - self._stood_still
+
     def _later(self, at: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._actions, (self._start + at, next(self._order), action))
+        heapq.heappush(self._actions, (at, next(self._order), action))
 
     def _open(self) -> int:
         return sum(not f.ended for f in self.fates.values())
@@ -246,7 +263,7 @@ class Storm:
     def _end_recovery(self) -> None:
         done = self._recovering
         assert done is not None
-        done.seconds = self._now() - done.begin
+        done.seconds = self._wall() - done.begin
         self.recoveries.append(done)
         self.note(f"ppd answers again after {done.seconds:.2f} s, starts: {done.starts} {done.amid or ''}")
         self._recovering = None
@@ -268,7 +285,7 @@ class Storm:
             kind = str(rng.choice(list(BAD_KINDS))) if rng.random() < _BAD else None
             plan = plan_raw(visit, detector, rng, self._biases[detector], kind)
             self.kinds["bad raw"] += kind is not None
-            fate = Fate(visit, detector, plan, begun=self._start + now)
+            fate = Fate(visit, detector, plan, begun=time.monotonic())
             self.fates[fate.key] = fate
             at = now + float(rng.uniform(0.0, 3.0))
             for delivery in plan.deliveries:
@@ -289,7 +306,8 @@ class Storm:
     def _submit(
         self, visit: DemoVisit, detectors: tuple[int, ...], message: dict[str, Any], purpose: Any, at: float
     ) -> None:
-        self.submitter.put(Submission(visit.group, detectors, message, purpose, self._start + at))
+        due = time.monotonic() + at - self._now()
+        self.submitter.put(Submission(visit.group, detectors, message, purpose, due))
 
     def _deliver(self, fate: Fate, delivery: Delivery) -> None:
         finish = land(self._site.raws, fate.visit, fate.detector, delivery)
