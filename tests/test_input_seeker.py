@@ -26,6 +26,8 @@ VIEW = CacheView.model_construct()
 class _Central:
     """Takes requests, and does not answer them by itself."""
 
+    started_at = 0.0
+
     def __init__(self) -> None:
         self.requests: list[Any] = []
 
