@@ -337,7 +337,8 @@ class CentralReader:
                 _LOG.exception("Inputs of visit %s can't be found.", group)
             resolved = Resolved(group, error=f"{type(e).__name__}: {e}")
         seconds = time.monotonic() - begin
-        return dataclasses.replace(resolved, statements=self._counter.take(), seconds=seconds)
+        asked = frozenset(request.main)
+        return dataclasses.replace(resolved, asked=asked, statements=self._counter.take(), seconds=seconds)
 
 
 def _instrument_records(

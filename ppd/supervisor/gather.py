@@ -168,7 +168,14 @@ class Gatherer:
             else:
                 reason, retry = refusal
                 (postponed if retry else refused)[detector] = reason
-        return Resolved(visit.groupId, views, refused, postponed, inputs=inputs, fetched=count)
+        return Resolved(
+            visit.groupId,
+            views=views,
+            refused=refused,
+            postponed=postponed,
+            inputs=inputs,
+            fetched=count,
+        )
 
     def overlapping(self, regions: Mapping[int, ConvexPolygon], physical_filter: str | None) -> Resolution:
         """Find the inputs of all detectors for now and some regions.

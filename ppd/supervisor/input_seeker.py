@@ -73,7 +73,9 @@ class InputSeeker:
         entry = self._table.visits.get(answer.group)
         if entry is None:
             return
-        asked = [d for d in entry.detectors.values() if d.resolving and d.state is State.ACCEPTED]
+        # Others of the visit may have been asked for since: their answer is still to come.
+        ours = [d for d in entry.detectors.values() if d.detector in answer.asked]
+        asked = [d for d in ours if d.resolving and d.state is State.ACCEPTED]
         for d in asked:
             d.resolving = False
         identity = entry.visit.identity

@@ -86,6 +86,8 @@ class Resolved:
     """Answer: the inputs are in the cache, or why not."""
 
     group: str
+    asked: frozenset[int] = frozenset()
+    """The detectors that the request was about."""
     views: Mapping[int, CacheView] = dataclasses.field(default_factory=dict)
     refused: Mapping[int, str] = dataclasses.field(default_factory=dict)
     """Detectors that lack an input that every one of their pipelines needs."""
