@@ -25,15 +25,17 @@ _PR_SET_PDEATHSIG = 1
 _START_SECONDS = 30.0
 _STOP_SECONDS = 20.0
 
-# The data is gone with the benchmark, so nothing waits for a disk.
 _OPTIONS = {
     "listen_addresses": "",
     "max_connections": "500",
     "shared_buffers": "256MB",
+    "jit": "off",
+}
+# The data is gone with the benchmark, so nothing waits for a disk, where commits are not what is measured.
+_FLEETING = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
-    "jit": "off",
     "autovacuum": "off",
 }
 
@@ -47,11 +49,14 @@ class PostgresServer:
         Folder that does not exist yet; removed at the end.
     log_statements : `bool`, optional
         Whether the server logs each statement that it gets; see `statements`.
+    durable : `bool`, optional
+        Whether commits wait for the disk, as a server's in production do.
     """
 
-    def __init__(self, folder: Path, log_statements: bool = False):
+    def __init__(self, folder: Path, log_statements: bool = False, durable: bool = False):
         self._folder = folder
         self._log_statements = log_statements
+        self._durable = durable
         self._process: subprocess.Popen | None = None
         # A server refuses to run as root, and for that account to reach the
         # binaries they may have to be elsewhere than in root's environment.
@@ -108,6 +113,20 @@ class PostgresServer:
         log = (self._folder / "log").read_text(errors="replace")
         return log.count("LOG:  statement: ")
 
+    def shut(self) -> None:
+        """Stop it for a while; its data stays."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)  # fast: clients are sent away
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.send_signal(signal.SIGQUIT)
+                self._process.wait(_STOP_SECONDS)
+
+    def reopen(self) -> None:
+        """Start it again after `shut`."""
+        self._launch()
+
     def _execute(self, database: str, statement: str) -> list[tuple]:
         import psycopg2
 
@@ -121,17 +140,15 @@ class PostgresServer:
             connection.close()
 
     def _start(self) -> None:
-        import psycopg2
-
         self._folder.mkdir(mode=0o755)
-        binaries = self._binaries()
+        self._binaries = self._find_binaries()
         if self._user is not None:
             owner = pwd.getpwnam(self._user)
             os.chown(self._folder, owner.pw_uid, owner.pw_gid)
         data = self._folder / "data"
         options = ("--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-locale", "--no-sync")
         done = subprocess.run(
-            [binaries / "initdb", *options, "-D", data],
+            [self._binaries / "initdb", *options, "-D", data],
             capture_output=True,
             text=True,
             check=False,
@@ -139,12 +156,20 @@ class PostgresServer:
         )
         if done.returncode:
             raise RuntimeError(f"PostgreSQL can't be set up: {done.stderr.strip() or done.stdout.strip()}")
+        self._launch()
+
+    def _launch(self) -> None:
+        import psycopg2
+
+        data = self._folder / "data"
         settings = {**_OPTIONS, "unix_socket_directories": str(self._folder)}
+        if not self._durable:
+            settings |= _FLEETING
         if self._log_statements:
             settings["log_statement"] = "all"
-        with (self._folder / "log").open("wb") as log:
+        with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [binaries / "postgres", "-D", data, *(f"--{k}={v}" for k, v in settings.items())],
+                [self._binaries / "postgres", "-D", data, *(f"--{k}={v}" for k, v in settings.items())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -164,13 +189,7 @@ class PostgresServer:
                 time.sleep(0.05)
 
     def _stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)  # fast: clients are sent away
-            try:
-                self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.send_signal(signal.SIGQUIT)
-                self._process.wait(_STOP_SECONDS)
+        self.shut()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _account(self) -> dict[str, Any]:
@@ -182,7 +201,7 @@ class PostgresServer:
             account |= {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": []}
         return account
 
-    def _binaries(self) -> Path:
+    def _find_binaries(self) -> Path:
         spec = importlib.util.find_spec("pgserver")
         if spec is None or spec.origin is None:
             raise RuntimeError("PostgreSQL is not installed; see requirements.txt")

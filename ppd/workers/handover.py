@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset
@@ -24,6 +25,9 @@ from ..checksums import CHECKSUM, checksum_of, checksum_of_file
 from ..messages import DetectorKey
 
 _LOG = logging.getLogger(__name__)
+
+# Files that are synced at the same time.
+_SYNC_THREADS = 10
 
 # Records that a child makes itself and central may not have, in the order in
 # which central must get them.
@@ -156,9 +160,11 @@ def hand_over(
             "checksums": checksums,
         }
         text = json.dumps(manifest)
-        _write_durably(building / "manifest.sum", checksum_of(text.encode()) + "\n")
-        _write_durably(building / "manifest.json", text)
-        _sync_folder(building)
+        manifests = {"manifest.sum": checksum_of(text.encode()) + "\n", "manifest.json": text}
+        for name, content in manifests.items():
+            (building / name).write_text(content, encoding="utf-8")
+        _sync_files([building / name for name in (*checksums, *manifests)])
+        _sync(building)
         ready = spool / "ready"
         ready.mkdir(exist_ok=True)
         building.rename(ready / entry)
@@ -167,7 +173,7 @@ def hand_over(
         raise
     # From here on it is handed over, whatever happens.
     try:
-        _sync_folder(ready)
+        _sync(ready)
     except OSError as e:
         _LOG.error("Hand-over %s may not outlive a power failure: %s", entry, e)
     for source in sources:
@@ -228,20 +234,22 @@ def _link(source: Path, target: Path) -> int:
         target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
-    with target.open("rb") as stream:
-        os.fsync(stream.fileno())
-        return os.fstat(stream.fileno()).st_size
+    return target.stat().st_size
 
 
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _sync_files(files: Sequence[Path]) -> None:
+    """Sync files together: a file system commits once for all that wait at the same time."""
+    try:
+        with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+            list(pool.map(_sync, files))
+    except RuntimeError:  # no more threads, no more memory
+        for file in files:
+            _sync(file)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
