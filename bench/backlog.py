@@ -18,7 +18,7 @@ from lsst.daf.butler import Config, DimensionUniverse
 from .draining import drain, export_settings
 from .hand_overs import TYPES, make_hand_over
 from .life_site import await_that, build_life_central, life_settings, start_ppd
-from .per_detector import Transfers, make_source
+from .per_detector import Transfers, make_source, prepare_central
 from .servers import PostgresServer
 
 _MAKERS = 2
@@ -164,7 +164,9 @@ def _await_entries(client: Any, count: int) -> None:
 def _single(folder: Path, central: Path, count: int, first_visit: int, detectors: int) -> float:
     """Detector-visits a second, each by a transfer of its own."""
     work = [(first_visit + n // detectors, n % detectors) for n in range(count + 1)]
-    transfers = Transfers(make_source(folder, work, detectors), central)
+    source = make_source(folder, work, detectors)
+    prepare_central(source, central)
+    transfers = Transfers(source, central)
     with contextlib.closing(transfers):
         transfers.transfer(*work[0])  # wakes up
         return count / sum(transfers.transfer(*one) for one in work[1:])

@@ -85,6 +85,8 @@ def make_hand_over(
     types: tuple[str, ...] = TYPES,
     run: str = RUN,
     size: int = 200,
+    attempt: int = 1,
+    success: bool = True,
 ) -> Path:
     """Put a hand-over into a spool; its content says whose it is.
 
@@ -104,6 +106,10 @@ def make_hand_over(
         Where they go.
     size : `int`, optional
         Bytes of each file, about.
+    attempt : `int`, optional
+        Which attempt at the detector-visit it is of.
+    success : `bool`, optional
+        Whether its pipeline ran to its end.
 
     Returns
     -------
@@ -112,7 +118,7 @@ def make_hand_over(
     """
     visit = visit_of(number)
     group = _group(number)
-    key = DetectorKey(instrument=_INSTRUMENT, group=group, detector=detector)
+    key = DetectorKey(instrument=_INSTRUMENT, group=group, detector=detector, attempt=attempt)
     records = make_records(universe, number, detector)
     building = spool / "building" / key.file_name
     shutil.rmtree(building, ignore_errors=True)
@@ -147,7 +153,8 @@ def make_hand_over(
             "datasets": datasets,
             "runs": [run],
             "bytes": total,
-            "success": True,
+            "success": success,
+            "reason": "" if success else "its pipeline failed",
             "checksum": CHECKSUM,
             "checksums": checksums,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Transfers", "make_source", "transfer_together"]
+__all__ = ["Transfers", "make_source", "prepare_central", "transfer_together"]
 
 import contextlib
 import multiprocessing
@@ -68,6 +68,22 @@ def make_source(folder: Path, wanted: Iterable[tuple[int, int]], detectors: int)
                 discard(entry)
     shutil.rmtree(spool)
     return root
+
+
+def prepare_central(source: Path, central: Path) -> None:
+    """Register run and dataset types in central, as is done once a day.
+
+    Parameters
+    ----------
+    source : `pathlib.Path`
+        A repo that has them.
+    central : `pathlib.Path`
+        The central repo.
+    """
+    with Butler.from_config(str(source)) as ours, Butler.from_config(str(central), writeable=True) as butler:
+        butler.collections.register(RUN)
+        for name in TYPES:
+            butler.registry.registerDatasetType(ours.get_dataset_type(name))
 
 
 class Transfers:

@@ -66,6 +66,9 @@ class Settings(Frozen):
     apdb_config: str | None = None
     """URI of the APDB's configuration, also given to pipelines as ``apdb_config`` (CONFIG_APDB)."""
 
+    apdb_patience: Grace = 10.0
+    """Seconds for which an APDB that does not answer is asked again before it counts as changed."""
+
     state_dir: Path = Path("/var/lib/ppd")
     """Folder for what must outlive a restart: journal, spool, sockets, logs of children."""
 

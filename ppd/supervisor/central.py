@@ -116,8 +116,8 @@ class CentralReader:
         self._warm: set[str | None] = set()
         self._renewed = time.monotonic()
         self._say_status()
-        self.started = False
-        """Whether `start` was called."""
+        self.started_at: float | None = None
+        """When `start` was called, monotonic seconds."""
         self._pipelines: tuple[PipelineSummary, ...] = ()
         self._learnt = False
         self._ending = threading.Event()
@@ -133,6 +133,11 @@ class CentralReader:
         """Band by physical filter."""
         return {r.name: r.band for r in self.records["physical_filter"]}
 
+    @property
+    def started(self) -> bool:
+        """Whether `start` was called."""
+        return self.started_at is not None
+
     def on_primary(self, call: Callable[[Butler], None]) -> None:
         """Ask the primary something, before `start`."""
         self._central.read(call, primary=True)
@@ -145,7 +150,7 @@ class CentralReader:
         pipelines : `tuple` [ `ppd.messages.PipelineSummary` ]
             What the nursery built.
         """
-        self.started = True
+        self.started_at = time.monotonic()
         self._pipelines = pipelines
         self._thread.start()
 

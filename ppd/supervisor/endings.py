@@ -96,6 +96,10 @@ class Endings:
         """Let a detector-visit fail for good."""
         if d.state is State.FAILED:
             return
+        if d.predecessor is not None and Path(d.predecessor.local_repo).exists():
+            # No child could be had to look into it.
+            shutil.rmtree(d.predecessor.local_repo, ignore_errors=True)
+            reason = f"{reason}; what a killed attempt may have made is lost ({d.predecessor.reason})"
         if d.lost_cause:
             # It has been counted; now its outputs are lost too.
             reason = f"{d.lost_cause}; {reason}"

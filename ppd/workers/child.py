@@ -143,7 +143,7 @@ class _Life:
         self.link = ChildLink(job.endpoint, job.key, settings.heartbeat_interval)
         self.butler: Butler | None = None
         self.raw_run = f"{job.key.instrument}/raw/all"
-        self.guard = ApdbGuard(settings.apdb_config)
+        self.guard = ApdbGuard(settings.apdb_config, settings.apdb_patience)
         self.visits: tuple[int, ...] = ()
         self.main_started = False
         self.pipeline: str | None = None
@@ -235,6 +235,7 @@ class _Life:
 
     def end_early(self) -> ChildDone:
         """End because of SIGTERM; what a pipeline has done to its end is handed over all the same."""
+        self.guard.patience = 0.0
         if self.ran is not None:
             try:
                 return self._deliver(self.ran)
