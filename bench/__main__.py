@@ -19,13 +19,15 @@ from types import ModuleType
 from rich.console import Console
 
 from .central import CentralRepo, build_central
-from .life import measure_life, merge_life
+from .durability import measure_durability
+from .life import measure_life
+from .merging import merge_part
 from .report import describe_machine, draw, show_table, write_results
 from .rows import ForkTimes, Row, median_rows
 from .servers import PostgresServer
 from .sky import choose_detectors, make_visits
 
-_PARTS = ("inputs", "life")
+_PARTS = ("inputs", "life", "durability")
 _BACKENDS = ("sqlite", "postgresql")
 _WAYS = {"ppd": "bench.ppd_way", "per-worker": "bench.per_worker"}
 # What takes long once is measured once.
@@ -49,7 +51,11 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if "life" in arguments.only:
         figures = measure_life()
-        merge_life(arguments.out / "results.json", figures)
+        merge_part(arguments.out / "results.json", "life", figures)
+        console.print_json(data=figures)
+    if "durability" in arguments.only:
+        figures = measure_durability(arguments.small, console.print)
+        merge_part(arguments.out / "results.json", "durability", figures)
         console.print_json(data=figures)
     if "inputs" not in arguments.only:
         return 0
@@ -203,6 +209,11 @@ def _parse() -> argparse.Namespace:
         type=float,
         default=19.0,
         help="begin nothing that would not end in so many minutes (default %(default)s)",
+    )
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="measure little of durability: to see that it works, not to compare",
     )
     arguments = parser.parse_args()
     if not all(1 <= n <= 189 for n in arguments.detectors):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["RUN", "TYPES", "make_central", "make_hand_over"]
+__all__ = ["RUN", "TYPES", "make_central", "make_hand_over", "make_records", "visit_of"]
 
+import functools
 import json
 import os
 import shutil
@@ -115,10 +116,10 @@ def make_hand_over(
     entry : `pathlib.Path`
         The hand-over.
     """
-    visit = 20261127_00000 + number
-    group = f"synthetic-{number:05d}"
+    visit = visit_of(number)
+    group = _group(number)
     key = DetectorKey(instrument=_INSTRUMENT, group=group, detector=detector, attempt=attempt)
-    records = _records(universe, visit, group, detector)
+    records = make_records(universe, number, detector)
     building = spool / "building" / key.file_name
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
@@ -165,7 +166,34 @@ def make_hand_over(
     return entry
 
 
-def _records(universe: DimensionUniverse, visit: int, group: str, detector: int) -> list[DimensionRecord]:
+def visit_of(number: int) -> int:
+    """Visit, and exposure, of a number from 0."""
+    return 20261127_00000 + number
+
+
+def make_records(universe: DimensionUniverse, number: int, detector: int) -> list[DimensionRecord]:
+    """Make the records of a detector-visit, in dependency order.
+
+    Parameters
+    ----------
+    universe : `lsst.daf.butler.DimensionUniverse`
+        That of the central repo.
+    number : `int`
+        Number of the visit, from 0.
+    detector : `int`
+        Detector ID.
+    """
+    element, visit = universe["visit_detector_region"], visit_of(number)
+    region = element.RecordClass(instrument=_INSTRUMENT, visit=visit, detector=detector, region=_REGION)
+    return [*_visit_records(universe, visit, _group(number)), region]
+
+
+def _group(number: int) -> str:
+    return f"synthetic-{number:05d}"
+
+
+@functools.lru_cache(4)
+def _visit_records(universe: DimensionUniverse, visit: int, group: str) -> tuple[DimensionRecord, ...]:
     def record(element: str, **values: object) -> DimensionRecord:
         made: DimensionRecord = universe[element].RecordClass(instrument=_INSTRUMENT, **values)
         return made
@@ -184,7 +212,7 @@ def _records(universe: DimensionUniverse, visit: int, group: str, detector: int)
         "zenith_angle": 30.0,
         "timespan": timespan,
     }
-    return [
+    return (
         record("day_obs", id=20261127, timespan=None),
         record("group", name=group),
         record(
@@ -207,5 +235,4 @@ def _records(universe: DimensionUniverse, visit: int, group: str, detector: int)
         record("visit", id=visit, name=f"DC_{visit}", region=_REGION, **common),
         record("visit_definition", visit=visit, exposure=visit),
         record("visit_system_membership", visit_system=0, visit=visit),
-        record("visit_detector_region", visit=visit, detector=detector, region=_REGION),
-    ]
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["measure_life"]
 
 import contextlib
-import json
 import os
 import sqlite3
 import subprocess
@@ -235,18 +234,3 @@ def _settled(ppd: Any, group: str) -> int:
 def _summary(values: Sequence[float]) -> dict[str, float]:
     p50, p95 = np.percentile(values, (50, 95))
     return {"min": min(values), "median": float(p50), "p95": float(p95), "repeats": len(values)}
-
-
-def merge_life(path: Path, figures: dict[str, Any]) -> None:
-    """Put the figures into the results, beside what is there.
-
-    Parameters
-    ----------
-    path : `pathlib.Path`
-        The JSON file; made if it does not exist.
-    figures : `dict`
-        What `measure_life` returned.
-    """
-    results = json.loads(path.read_text()) if path.exists() else {}
-    rounded = json.loads(json.dumps(figures), parse_float=lambda text: round(float(text), 4))
-    path.write_text(json.dumps({**results, "life": rounded}, indent=1) + "\n")

@@ -25,7 +25,7 @@ import astropy.io.fits
 import numpy as np
 import yaml
 from astropy.time import Time, TimeDelta
-from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan
+from lsst.daf.butler import Butler, CollectionType, Config, DatasetType, Timespan
 
 from ppd.cli.client import ControlClient, NoSupervisorError
 from ppd.config import Settings
@@ -116,15 +116,17 @@ def write_raw(path: Path, visit: DemoVisit, detector: int) -> None:
     hdu.writeto(path)
 
 
-def build_life_central(root: Path) -> None:
-    """Build the central repo, on SQLite.
+def build_life_central(root: Path, config: Config | None = None) -> None:
+    """Build the central repo.
 
     Parameters
     ----------
     root : `pathlib.Path`
         The repo; must not exist.
+    config : `lsst.daf.butler.Config`, optional
+        Where its registry is; SQLite in the root when absent.
     """
-    with Butler.from_config(Butler.makeRepo(str(root)), writeable=True) as butler:
+    with Butler.from_config(Butler.makeRepo(str(root), config=config), writeable=True) as butler:
         DemoCam().register(butler.registry)
         for name, dimensions, storage_class, calibration in _TYPES:
             butler.registry.registerDatasetType(

@@ -7,16 +7,17 @@ __all__ = ["BatchWriter", "ConflictError", "HandOver"]
 import ctypes
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lsst.daf.butler import (
     Butler,
     CollectionType,
-    DatasetRef,
+    DataCoordinate,
     DatasetType,
     DimensionRecord,
+    DimensionUniverse,
     FileDataset,
     SerializedDatasetType,
     SerializedDimensionRecord,
@@ -52,6 +53,7 @@ class BatchWriter:
     def __init__(self, butler: Butler):
         self._butler = butler
         self._types: dict[str, DatasetType] = {}
+        self._serialized_types: dict[str, dict[str, Any]] = {}
         self._runs: set[str] = set()
 
     def write(self, batch: Sequence[HandOver]) -> None:
@@ -75,28 +77,30 @@ class BatchWriter:
             Raised as whatever the middleware, a database or a disk raises.
         """
         datasets: list[FileDataset] = []
-        records: dict[str, dict[object, DimensionRecord]] = {}
+        records = _Records(self._butler.dimensions)
         for hand_over in batch:
             self._register(hand_over.manifest)
-            self._collect(hand_over, datasets, records)
+            self._collect(hand_over, datasets)
+            records.add(hand_over.manifest.dimension_records)
         butler = self._butler
         # In a transaction of their own: other exporters write records of the same exposures, and
         # wait for ours no longer than this takes.
         with butler.transaction():
             # The manifest has its records in dependency order.
-            for element, rows in records.items():
-                butler.registry.insertDimensionData(
-                    element, *(rows[k] for k in sorted(rows, key=str)), skip_existing=True
-                )
+            for element, rows in records.sorted():
+                butler.registry.insertDimensionData(element, *rows, skip_existing=True)
         if not datasets:
             return
         # Expanded data IDs give the datastore what its file names are made of.
         # What an exposure implies (its day, filter and group) is central's
         # word: one detector's odd header must not cost the others' outputs.
-        bare = [_bare(ref) for dataset in datasets for ref in dataset.refs]
-        expanded = iter(butler._registry.expand_refs(bare))
+        # Many datasets have the same data ID: each is expanded once.
+        data_ids = list({ref.dataId for dataset in datasets for ref in dataset.refs})
+        expanded = dict(
+            zip(data_ids, butler._registry.expand_data_ids([_bare(d) for d in data_ids]), strict=True)
+        )
         for dataset in datasets:
-            dataset.refs = [next(expanded) for _ in dataset.refs]
+            dataset.refs = [ref.expanded(expanded[ref.dataId]) for ref in dataset.refs]
         mode, root = self._transfer(datasets[0], batch[0].path)
         try:
             butler.ingest(*datasets, transfer=mode, skip_existing=True)
@@ -110,31 +114,23 @@ class BatchWriter:
     def _register(self, manifest: Manifest) -> None:
         butler = self._butler
         for serialized in manifest.dataset_types:
+            if self._serialized_types.get(serialized["name"]) == serialized:
+                continue
             dataset_type = DatasetType.from_simple(
                 SerializedDatasetType.model_validate(serialized), universe=butler.dimensions
             )
             if self._types.get(dataset_type.name) != dataset_type:
                 butler.registry.registerDatasetType(dataset_type)
                 self._types[dataset_type.name] = dataset_type
+            self._serialized_types[dataset_type.name] = serialized
         for run in manifest.runs:
             if run not in self._runs:
                 butler.collections.register(run, CollectionType.RUN)
                 _put_into_chain(butler, run)
                 self._runs.add(run)
 
-    def _collect(
-        self,
-        hand_over: HandOver,
-        datasets: list[FileDataset],
-        records: dict[str, dict[object, DimensionRecord]],
-    ) -> None:
+    def _collect(self, hand_over: HandOver, datasets: list[FileDataset]) -> None:
         universe = self._butler.dimensions
-        for serialized_record in hand_over.manifest.dimension_records:
-            record = DimensionRecord.from_simple(
-                SerializedDimensionRecord.model_validate(serialized_record), universe=universe
-            )
-            assert record is not None
-            records.setdefault(record.definition.name, {})[record.dataId] = record
         for serialized in hand_over.manifest.datasets:
             dataset = FileDataset.from_simple(
                 SerializedFileDataset.model_validate(serialized),
@@ -166,10 +162,35 @@ class BatchWriter:
                     ) from cause
 
 
-def _bare(ref: DatasetRef) -> DatasetRef:
+class _Records:
+    """Dimension records of a batch, each once."""
+
+    def __init__(self, universe: DimensionUniverse):
+        self._universe = universe
+        self._found: dict[str, dict[object, DimensionRecord]] = {}
+        self._last: dict[str, dict[str, Any]] = {}
+
+    def add(self, serialized: Iterable[dict[str, Any]]) -> None:
+        for one in serialized:
+            # Detectors of a visit follow each other, and have its records in common.
+            if self._last.get(one["definition"]) == one:
+                continue
+            record = DimensionRecord.from_simple(
+                SerializedDimensionRecord.model_validate(one), universe=self._universe
+            )
+            assert record is not None
+            self._found.setdefault(record.definition.name, {})[record.dataId] = record
+            self._last[one["definition"]] = one
+
+    def sorted(self) -> Iterator[tuple[str, list[DimensionRecord]]]:
+        """In dependency order, as the manifests have them; each table's in the same order everywhere."""
+        for element, rows in self._found.items():
+            yield element, [rows[k] for k in sorted(rows, key=str)]
+
+
+def _bare(data_id: DataCoordinate) -> DataCoordinate:
     """Drop what a data ID implies."""
-    required = ref.dataId.subset(ref.dataId.dimensions)
-    return ref.expanded(type(required).standardize(ref.dataId.required, dimensions=ref.dataId.dimensions))
+    return DataCoordinate.from_required_values(data_id.dimensions, data_id.required_values)
 
 
 def _put_into_chain(butler: Butler, run: str) -> None:

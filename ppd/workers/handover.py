@@ -16,14 +16,19 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset
+from lsst.daf.butler.datastore import DatasetRefURIs
 
 from ..checksums import CHECKSUM, checksum_of, checksum_of_file
 from ..messages import DetectorKey
 
 _LOG = logging.getLogger(__name__)
+
+# Files that are synced at the same time.
+_SYNC_THREADS = 10
 
 # Records that a child makes itself and central may not have, in the order in
 # which central must get them.
@@ -68,20 +73,18 @@ def find_outputs(butler: Butler, runs: Iterable[str], patterns: Sequence[str]) -
     compiled = [re.compile(p) for p in patterns]
     existing = list(butler.collections.query_info(sorted(set(runs)), include_summary=True))
     refs: list[DatasetRef] = []
-    for info in existing:
-        for name in sorted(info.dataset_types or ()):
-            dataset_type = butler.get_dataset_type(name)
-            if "detector" not in dataset_type.dimensions:
-                continue
-            if not any(p.fullmatch(name) for p in compiled):
-                continue
-            refs += butler.query_datasets(
-                dataset_type,
-                collections=info.name,
-                find_first=False,
-                explain=False,
-                with_dimension_records=True,
-            )
+    # What a run is need not be asked for each dataset type.
+    with butler.registry.caching_context(), butler.query() as query:
+        for info in existing:
+            for name in sorted(info.dataset_types or ()):
+                dataset_type = butler.get_dataset_type(name)
+                if "detector" not in dataset_type.dimensions:
+                    continue
+                if not any(p.fullmatch(name) for p in compiled):
+                    continue
+                refs += query.datasets(
+                    dataset_type, collections=info.name, find_first=False
+                ).with_dimension_records()
     return refs
 
 
@@ -123,7 +126,8 @@ def hand_over(
         and the outputs are where they were, so that it can be tried again.
     """
     entry = key.file_name
-    sources = [Path(butler.getURI(ref).ospath) for ref in refs]
+    uris = butler.get_many_uris(refs)
+    sources = [_source(ref, uris[ref]) for ref in refs]
     building = spool / "building" / entry
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
@@ -156,9 +160,11 @@ def hand_over(
             "checksums": checksums,
         }
         text = json.dumps(manifest)
-        _write_durably(building / "manifest.sum", checksum_of(text.encode()) + "\n")
-        _write_durably(building / "manifest.json", text)
-        _sync_folder(building)
+        manifests = {"manifest.sum": checksum_of(text.encode()) + "\n", "manifest.json": text}
+        for name, content in manifests.items():
+            (building / name).write_text(content, encoding="utf-8")
+        _sync_files([building / name for name in (*checksums, *manifests)])
+        _sync(building)
         ready = spool / "ready"
         ready.mkdir(exist_ok=True)
         building.rename(ready / entry)
@@ -167,7 +173,7 @@ def hand_over(
         raise
     # From here on it is handed over, whatever happens.
     try:
-        _sync_folder(ready)
+        _sync(ready)
     except OSError as e:
         _LOG.error("Hand-over %s may not outlive a power failure: %s", entry, e)
     for source in sources:
@@ -194,27 +200,33 @@ def collect_records(butler: Butler, refs: Sequence[DatasetRef]) -> list[Dimensio
                 found[element][record.dataId] = record
     # A data ID with an exposure or visit says nothing of the tables that
     # join the two; they follow from the visits.
+    wanted = [
+        {"instrument": e.instrument, "exposure": e.id}  # type: ignore[attr-defined]
+        for e in found["exposure"].values()
+    ]
     for visit_id in list(found["visit"]):
         instrument, visit = visit_id["instrument"], visit_id["visit"]  # type: ignore[index]
-        for element in ("visit_definition", "visit_system_membership"):
+        for element, other in (("visit_definition", "exposure"), ("visit_system_membership", "visit_system")):
             for record in butler.query_dimension_records(
                 element, instrument=instrument, visit=visit, explain=False
             ):
                 found[element][record.dataId] = record
-        for record in butler.query_dimension_records("visit_system", instrument=instrument, explain=False):
-            found["visit_system"][record.dataId] = record
-        for definition in found["visit_definition"].values():
-            for record in butler.query_dimension_records(
-                "exposure", instrument=instrument, exposure=definition.exposure, explain=False
-            ):
-                found["exposure"][record.dataId] = record
-    for exposure in found["exposure"].values():
-        for element, value in (("group", exposure.group), ("day_obs", exposure.day_obs)):
-            for record in butler.query_dimension_records(
-                element, data_id={"instrument": exposure.instrument, element: value}, explain=False
-            ):
+                wanted.append({"instrument": instrument, other: getattr(record, other)})
+    # By data IDs, which takes a fraction of the time of a query.  An exposure
+    # brings its group and its day.
+    for data_id in wanted:
+        expanded = butler.registry.expandDataId(data_id)
+        for element in expanded.dimensions.elements:
+            record = expanded.records[element]
+            if element in found and record is not None:
                 found[element][record.dataId] = record
     return [record for element in _ELEMENTS for record in found[element].values()]
+
+
+def _source(ref: DatasetRef, uris: DatasetRefURIs) -> Path:
+    if uris.primaryURI is None:
+        raise RuntimeError(f"{ref} is in more files than one")
+    return Path(uris.primaryURI.ospath)
 
 
 def _tail(name: str) -> str:
@@ -228,20 +240,22 @@ def _link(source: Path, target: Path) -> int:
         target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
-    with target.open("rb") as stream:
-        os.fsync(stream.fileno())
-        return os.fstat(stream.fileno()).st_size
+    return target.stat().st_size
 
 
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _sync_files(files: Sequence[Path]) -> None:
+    """Sync files together: a file system commits once for all that wait at the same time."""
+    try:
+        with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+            list(pool.map(_sync, files))
+    except RuntimeError:  # no more threads, no more memory
+        for file in files:
+            _sync(file)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
