@@ -8,6 +8,7 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from ..crash_points import here
 from ..errors import (
     IgnorableVisitError,
     InvalidVisitError,
@@ -72,9 +73,11 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
 def _submit(supervisor: Supervisor, message: Any) -> ControlReply:
     if supervisor.draining:
         return ControlReply(ok=False, code="unavailable", error="ppd is draining and takes no visits.")
+    here("supervisor.visit-received")
     try:
         entry = supervisor.admit(message)
         _check_room(supervisor, entry.visit.identity)
+        here("supervisor.visit-validated")
         supervisor.lifecycle.accept(entry, "control")
     except PpdError as e:
         for kind, name, code in _REFUSALS:

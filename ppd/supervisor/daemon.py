@@ -23,6 +23,7 @@ import pydantic
 import zmq
 
 from ..config import Settings
+from ..crash_points import here
 from ..deployment import day_obs, deployment_id
 from ..errors import ConfigurationError
 from ..initializer import check_initialized, initialize
@@ -199,6 +200,7 @@ class Supervisor:
             self.sources.start()
             self.exporter.start()
             self._undo.enter_context(self.watch)
+            here("supervisor.ready")
             sd_notify("READY=1")
             _LOG.info("Ready: deployment %s, %d detectors.", self.deployment, len(self.central.detectors))
             self._loop(wake_read, lambda: self.stopping)
@@ -375,8 +377,10 @@ class Supervisor:
         answers, self._answers = self._answers, []
         for envelope, reply in answers:
             try:
+                here("supervisor.answer-not-sent")
                 with contextlib.suppress(zmq.ZMQError):
                     self.control.send_multipart([*envelope, encode(reply)], zmq.NOBLOCK)
+                here("supervisor.answer-sent")
             except Exception:
                 self.counters.add("internal_errors")
                 _LOG.exception("An answer could not be sent.")

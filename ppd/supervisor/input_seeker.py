@@ -9,6 +9,7 @@ import random
 import time
 
 from ..config import Settings
+from ..crash_points import here
 from ..logs import bound
 from .central import CentralReader
 from .endings import Endings
@@ -71,6 +72,7 @@ class InputSeeker:
         entry = self._table.visits.get(answer.group)
         if entry is None:
             return
+        here("supervisor.inputs-heard")
         asked = [d for d in entry.detectors.values() if d.resolving and d.state is State.ACCEPTED]
         for d in asked:
             d.resolving = False
@@ -113,6 +115,7 @@ class InputSeeker:
             else:
                 reason = answer.refused.get(d.detector, "they were not found")
                 self._endings.fail(d, f"no main pipeline has its inputs: {reason}")
+        here("supervisor.inputs-noted")
 
     def _ask_again(self, entry: VisitEntry, reason: str) -> bool:
         """Plan another search for what a visit lacks, unless its message expires before."""
@@ -140,6 +143,7 @@ class InputSeeker:
                     runs=tuple(entry.runs.values()),
                 )
             )
+            here("supervisor.inputs-asked")
 
     def _give_up_inputs(self, entry: VisitEntry) -> None:
         """Let detector-visits fail that have waited too long for the central repo."""

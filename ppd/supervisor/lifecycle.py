@@ -17,6 +17,7 @@ from typing import Any
 import pydantic
 
 from ..config import Settings
+from ..crash_points import here
 from ..logs import bound
 from ..messages import (
     ChildDone,
@@ -124,9 +125,11 @@ class Lifecycle:
             Raised if it can't be made durable; then it is not accepted.
         """
         visit = entry.visit
+        here("supervisor.acceptance-not-journaled")
         self.ledger.journal.visit_accepted(
             visit.instrument, visit.groupId, entry.detectors, visit.model_dump(mode="json"), source
         )
+        here("supervisor.acceptance-journaled")
         self.counters.add("visits_accepted")
         with bound(group=visit.groupId):
             _LOG.info("Visit %s accepted for %d detectors.", visit.identity, len(entry.detectors))
@@ -154,6 +157,7 @@ class Lifecycle:
         elif not self.raws.add(candidate, known=d is not None):
             self.counters.add("raws_seen_again")
         else:
+            here("supervisor.raw-seen")
             self.counters.add("raws_seen")
             if d is not None and d.state in _DONE_WITH_RAWS:
                 if self.raws.is_copy(candidate):
@@ -173,6 +177,7 @@ class Lifecycle:
                 d.pid = message.pid
                 d.heard_at = time.monotonic()
                 self.ledger.event(d, "forked", pid=message.pid)
+                here("supervisor.fork-noted")
         elif isinstance(message, Exited):
             self.child_ended(message.pid, message.code)
 
@@ -194,6 +199,7 @@ class Lifecycle:
         for d in self.table.live():
             if d.pid == pid:
                 d.exited_at, d.exit_code = time.monotonic(), code
+                here("supervisor.child-end-heard")
 
     def child_said(self, identity: bytes, message: Any) -> None:
         """Take a message of a child.
@@ -222,6 +228,7 @@ class Lifecycle:
                 self._sources.expect(entry.visit, [d.detector], self._raws_until(entry))
             self.ledger.change(d, State.READY)
             self.ledger.event(d, "ready", pid=message.pid, seconds=message.seconds, opened=message.opened)
+            here("supervisor.child-ready-noted")
             for candidate in self.raws.of(d.group, d.detector):
                 self._note_raw(d, candidate)
             self._feed(d)
@@ -229,16 +236,19 @@ class Lifecycle:
             self._phase(d, message)
         elif isinstance(message, PermitRequest):
             self.dispatcher.ask(d, preprocessing=message.work == "preprocess")
+            here("supervisor.permit-asked", message.work)
         elif isinstance(message, PermitReturn):
             self.permits.give_back(d.key)
         elif isinstance(message, ChildDone):
             d.done = message
             self.permits.give_back(d.key)
+            here("supervisor.last-word-heard")
 
     # Outputs
 
     def exported(self, report: Exported) -> None:
         """Note that central has some outputs."""
+        here("supervisor.export-heard")
         for key, datasets, success in report.entries:
             d = self.table.get(key.group, key.detector)
             detail = {"datasets": datasets, "seconds": report.seconds, "batch": len(report.entries)}
@@ -251,6 +261,7 @@ class Lifecycle:
                 if d.state is State.HANDED_OVER:
                     final = State.FAILED if d.lost_cause else State.EXPORTED
                     self.ledger.change(d, final, reason=d.lost_cause or d.remark or None)
+        here("supervisor.export-noted")
 
     def _exported_for_another(self, key: DetectorKey, success: bool) -> None:
         """Note that central has a hand-over that an earlier supervisor left."""
@@ -274,6 +285,7 @@ class Lifecycle:
             d = self.table.get(report.key.group, report.key.detector)
             if d is not None:
                 self.endings.fail(d, f"its outputs can't be exported: {report.reason}")
+        here("supervisor.dead-letter-noted")
 
     # Time
 
@@ -287,7 +299,9 @@ class Lifecycle:
             if self.endings.due(d, now):
                 self.permits.give_back(d.key)
                 if self._containment.cleared(d, now):
+                    here("supervisor.ending-not-decided")
                     self.endings.settle(d)
+                    here("supervisor.ending-decided")
             else:
                 for message in check_time(d, now, self.settings):
                     self._send(d.identity or b"", message)
@@ -328,6 +342,7 @@ class Lifecycle:
                 continue
             d.sent[candidate.uri] = candidate
             assert candidate.key is not None
+            here("supervisor.raw-not-sent")
             self._send(
                 d.identity,
                 RawArrived(
@@ -338,6 +353,7 @@ class Lifecycle:
                     stamp=candidate.stamp,
                 ),
             )
+            here("supervisor.raw-sent")
 
     def _phase(self, d: DetectorVisit, message: PhaseEvent) -> None:
         self.ledger.event(d, message.name, message.time, **message.detail)
@@ -351,6 +367,7 @@ class Lifecycle:
             self.ledger.fault(d, "preprocess_failed", reason)
         elif message.name in _FAULTS:
             self.ledger.fault(d, _FAULTS[message.name], reason)
+        here("supervisor.phase-noted", message.name)
 
     def _release(self, d: DetectorVisit) -> None:
         self.dispatcher.pace.forget(d.key)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ..crash_points import here
 from ..errors import PpdError, StaleVisitError
 from .journal import Journal, UnfinishedVisit
 from .lifecycle import Lifecycle
@@ -40,6 +41,7 @@ def take_up(journal: Journal, spool: Path, lifecycle: Lifecycle, admit: Admit) -
     admit : callable
         See `Admit`.
     """
+    here("supervisor.recovery-not-begun")
     waiting = _handed_over(spool)
     for left in journal.unfinished():
         again = []
@@ -55,6 +57,8 @@ def take_up(journal: Journal, spool: Path, lifecycle: Lifecycle, admit: Admit) -
                 again.append(detector)
         if again:
             _accept_again(journal, lifecycle, admit, left, again)
+            here("supervisor.recovery-visit-taken")
+    here("supervisor.recovery-done")
 
 
 def _accept_again(

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset
 
+from ..crash_points import here
 from ..messages import DetectorKey
 
 _LOG = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ def hand_over(
     building = spool / "building" / entry
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
+    here("child.building-made")
     try:
         size = 0
         datasets = []
@@ -127,6 +129,7 @@ def hand_over(
             target = building / f"{number:04d}-{_tail(source.name)}"
             size += _link(source, target)
             datasets.append(FileDataset(path=target.name, refs=ref))
+            here("child.file-linked")
         manifest = {
             "type": "pp-output",
             "key": key.model_dump(),
@@ -141,11 +144,15 @@ def hand_over(
             "bytes": size,
             "success": success,
         }
+        here("child.records-collected")
         _write_durably(building / "manifest.json", json.dumps(manifest))
+        here("child.manifest-written")
         _sync_folder(building)
         ready = spool / "ready"
         ready.mkdir(exist_ok=True)
+        here("child.hand-over-built")
         building.rename(ready / entry)
+        here("child.handed-over")
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -157,6 +164,7 @@ def hand_over(
     for source in sources:
         with contextlib.suppress(OSError):
             source.unlink()
+        here("child.source-removed")
     return HandOver(entry, len(refs), size)
 
 
