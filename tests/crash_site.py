@@ -11,7 +11,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections import Counter, defaultdict
+import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,10 @@ class SpoolWatch:
         manifest = json.loads(file.read_text())
         sums, claimed = {}, {}
         for dataset in manifest["datasets"]:
-            (ref,) = dataset["refs"]
-            sums[str(ref["id"])] = _checksum(entry / dataset["path"])
-            if dataset["path"] in manifest.get("checksums", {}):
-                claimed[str(ref["id"])] = manifest["checksums"][dataset["path"]]
+            for i in dataset["refs"]:
+                sums[i] = _checksum(entry / dataset["path"])
+                if dataset["path"] in manifest.get("checksums", {}):
+                    claimed[i] = manifest["checksums"][dataset["path"]]
         key = manifest["key"]
         self.found.append(HandedOver((key["group"], key["detector"]), sums, claimed))
         self._seen.add(who)
@@ -233,7 +234,8 @@ class CrashSite(Ppd):
             file.unlink()
 
     def _hit(self, point: str) -> Path | None:
-        assert not (found := list((self.crash_folder / HIT_FOLDER).glob(f"{point}-*")))[1:], found
+        found = list((self.crash_folder / HIT_FOLDER).glob(f"{point}-*"))
+        assert len(found) < 2, found
         return found[0] if found else None
 
     def supervisor_dies(self, point: str, timeout: float = _END_SECONDS) -> None:
@@ -356,15 +358,15 @@ class CrashSite(Ppd):
         for output in outputs:
             if wrong := [i for i, s in output.claimed.items() if s != output.checksums[i]]:
                 yield f"{who}: its manifest has other checksums for {wrong}"
-        found = {str(ref.id): _checksum(Path(self._butler().getURI(ref).ospath)) for ref in refs}
-        for i in found.keys() - handed.keys():
-            yield f"{who}: central has {i}, which was not handed over"
-        for i in handed.keys() & found.keys():
-            if handed[i] != found[i]:
+        files = self._files()
+        for ref in refs:
+            if str(ref.id) not in handed:
+                yield f"{who}: central has {ref}, which was not handed over"
+        for i, checksum in handed.items():
+            if i not in files:
+                yield f"{who}: {i} was handed over, and central has it not"
+            elif _checksum(self.central / files[i]) != checksum:
                 yield f"{who}: {i} has other bytes in central"
-        known = {row[0] for row in self._registry()}
-        for i in handed.keys() - known:
-            yield f"{who}: {i} was handed over, and central has it not"
 
     def _handed_over(self, key: tuple[str, int]) -> list[HandedOver]:
         return [h for h in list(self.watch.found) if h.key == key]
@@ -374,12 +376,19 @@ class CrashSite(Ppd):
             self._reader = Butler.from_config(str(self.central), writeable=False)
         return self._reader
 
-    def _registry(self) -> list[tuple[str]]:
-        """UUIDs of all datasets that central's registry and datastore have."""
+    def _files(self) -> dict[str, str]:
+        """Path of each dataset that central has, by UUID."""
         path = self.central / "gen3.sqlite3"
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10.0)) as database:
-            rows = database.execute("SELECT DISTINCT dataset_id FROM file_datastore_records").fetchall()
-        return [(str(_uuid(row[0])),) for row in rows]
+            rows = database.execute("SELECT dataset_id, path FROM file_datastore_records").fetchall()
+        assert len({i for i, _ in rows}) == len({p for _, p in rows}) == len(rows)
+        return {str(uuid.UUID(i)): p for i, p in rows}
+
+    def orphans(self) -> set[str]:
+        """Files in central's runs that no dataset has."""
+        runs = self.central / INSTRUMENT / "prompt"
+        on_disk = {str(p.relative_to(self.central)) for p in runs.rglob("*") if p.is_file()}
+        return on_disk - set(self._files().values())
 
     def _central(self, visit: Visit, detector: int) -> list[DatasetRef]:
         """Find what central has of the required types."""
@@ -436,17 +445,3 @@ def _messages(visit: Visit) -> list[dict[str, Any]]:
 
 def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _uuid(value: Any) -> Any:
-    import uuid
-
-    return uuid.UUID(value) if isinstance(value, str) else uuid.UUID(bytes=value)
-
-
-def by_detector(ends: dict[int, End]) -> dict[str, list[int]]:
-    """Detectors by state."""
-    found: dict[str, list[int]] = defaultdict(list)
-    for detector, end in sorted(ends.items()):
-        found[end.state].append(detector)
-    return dict(found)
