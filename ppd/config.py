@@ -203,8 +203,14 @@ class Settings(Frozen):
     export_batch: Count = 20
     """How many detector-visits go into one export."""
 
+    export_bytes: Bytes = 2 * 2**30
+    """How many bytes go into one export, but for a single detector-visit that has more."""
+
     export_age: Grace = 1.0
     """Seconds that an output may wait for others to be exported with it."""
+
+    export_timeout: Seconds = 300.0
+    """Seconds that one export may take before the exporter is killed and the export done anew."""
 
     rotation_tolerance: Grace = 1.0
     """Degrees that an exposure's rotation may differ from the announced one."""

@@ -81,12 +81,16 @@ _SUPERVISOR = {
     "look-back-noted": "what a killed attempt has left is to be looked into",
     "export-heard": "central has outputs; nothing is noted",
     "export-noted": "central has outputs; that is noted and not durable",
+    "discard-not-sent": "central has outputs, and that is durable; the exporter may not let go of them",
+    "discard-sent": "the exporter is told that it may",
     "dead-letter-noted": "outputs were set aside; that is noted and not durable",
     # Start
     "recovery-not-begun": "journal and spool of an earlier life are there; nothing is taken up",
     "recovery-visit-taken": "one of the unfinished visits is taken up again",
-    "recovery-done": "all is taken up; no source of raws and no exporter has started",
+    "recovery-committed": "all is taken up, and that is durable; old repos are still there",
+    "recovery-done": "old repos are removed but for those to be looked into; no source of raws has started",
     "ready": "it is about to serve",
+    "nursery-ready": "the first nursery is ready; no inputs can be sought yet",
 }
 _NURSERY = {
     "inputs-held": "it has read inputs for its children; nobody knows",
@@ -117,16 +121,35 @@ _CHILD = {
     "building-made": "there is an empty folder in the spool",
     "file-linked": "some outputs are in it",
     "records-collected": "all outputs are in it; it has no manifest",
+    "manifest-sum-written": "the checksum of its manifest is in it; the manifest is not",
     "manifest-written": "it has a manifest; its name is not on disk for sure",
     "hand-over-built": "all is on disk; the rename has not been done",
     "handed-over": "the rename has been done",
     "source-removed": "some outputs are gone from its repo",
-    "hand-over-said": "that is said",
+    "hand-over-said": "the supervisor is told of it",
     "last-word-not-said": "all is done but to say so",
     "last-word-said": "its last word is on its way; its repo is still there",
     "repo-removed": "its repo is gone",
 }
-_EXPORTER: dict[str, str] = {}
+_EXPORTER = {
+    "spool-locked": "the spool is its own; nothing is looked at",
+    "batch-chosen": "it is known what is to be exported; nothing is read",
+    "manifest-read": "a manifest is read; its files are not",
+    "files-verified": "a hand-over is what its child wrote",
+    "collections-registered": "central knows the dataset types and runs of a batch",
+    "records-in-transaction": "dimension records are in a transaction that is not committed",
+    "records-inserted": "central has a batch's dimension records",
+    "not-ingested": "its data IDs are expanded; central has no file and no dataset of it",
+    "ingested": "central has files and datasets; the file system may hold them in memory",
+    "batch-refused": "central did not take a batch; its halves are not tried",
+    "report-not-sent": "central has them for good; nobody knows",
+    "report-sent": "the supervisor is told; hand-overs are still there",
+    "discard-read": "the exporter may let hand-overs go; they are still there",
+    "hand-over-not-removed": "one is about to go",
+    "hand-over-removed": "it is no hand-over any more; its files are still there",
+    "dead-letter-not-moved": "a hand-over can't be exported; it is still one",
+    "dead-letter-moved": "it was set aside; the reason is not written",
+}
 
 
 def _named(process: Process, moments: Mapping[str, str]) -> dict[str, CrashPoint]:

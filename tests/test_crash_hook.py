@@ -41,7 +41,7 @@ def test_each_is_of_the_process_that_its_name_says() -> None:
         "supervisor": ("supervisor/", "cache/"),
         "nursery": ("workers/nursery.py",),
         "child": ("workers/",),
-        "exporter": ("supervisor/export",),
+        "exporter": ("supervisor/export", "supervisor/spool.py"),
     }
     for name, modules in _calls().items():
         process, _, rest = ast.literal_eval(name).partition(".")

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..crash_points import here
 from ..errors import ConfigurationError, JournalError
+from ..messages import DetectorKey
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class UnfinishedVisit:
     """Accepted and neither handed over nor failed."""
     handed_over: tuple[int, ...]
     """Handed over, and not known to be exported."""
+    attempts: dict[int, int] = dataclasses.field(default_factory=dict)
+    """Last attempt at each."""
 
 
 class Journal:
@@ -190,17 +193,35 @@ class Journal:
         )
         return {int(row[0]) for row in rows}
 
+    def state_of(self, instrument: str, group: str, detector: int) -> str | None:
+        """State of a detector-visit as it was last committed; `None`: it was never accepted."""
+        row = self._db.execute(
+            "SELECT state FROM detector_visit WHERE instrument=? AND group_name=? AND detector=?",
+            (instrument, group, detector),
+        ).fetchone()
+        return None if row is None else str(row[0])
+
+    def named(self, entry: str) -> list[DetectorKey]:
+        """Find whose hand-over has a name in the spool, among those that are not over."""
+        rows = self._db.execute(
+            "SELECT instrument, group_name, detector, attempt FROM detector_visit"
+            " WHERE state NOT IN ('exported', 'failed')"
+        )
+        keys = (DetectorKey(instrument=i, group=g, detector=d, attempt=a) for i, g, d, a in rows)
+        return [key for key in keys if key.file_name == entry]
+
     def unfinished(self) -> list[UnfinishedVisit]:
         """List what an earlier supervisor did not finish, oldest first."""
         rows = self._db.execute(
-            "SELECT v.instrument, v.group_name, v.message, v.accepted, d.detector, d.state"
+            "SELECT v.instrument, v.group_name, v.message, v.accepted, d.detector, d.state, d.attempt"
             " FROM visit v JOIN detector_visit d USING (instrument, group_name)"
             " WHERE d.state NOT IN ('exported', 'failed')"
             " ORDER BY v.accepted, v.instrument, v.group_name, d.detector"
         ).fetchall()
         visits = []
         for (instrument, group, message, accepted), own in itertools.groupby(rows, key=lambda r: r[:4]):
-            states = [(int(row[4]), row[5]) for row in own]
+            rows_of = list(own)
+            states = [(int(row[4]), row[5]) for row in rows_of]
             visits.append(
                 UnfinishedVisit(
                     instrument,
@@ -209,6 +230,7 @@ class Journal:
                     accepted,
                     tuple(d for d, state in states if state != "handed_over"),
                     tuple(d for d, state in states if state == "handed_over"),
+                    {int(row[4]): int(row[6]) for row in rows_of},
                 )
             )
         return visits

@@ -25,6 +25,8 @@ from ..messages import (
     ChildReady,
     DetectorKey,
     Exited,
+    Exported,
+    ExportedEntry,
     Forked,
     ForkRequest,
     MessageError,
@@ -32,6 +34,7 @@ from ..messages import (
     PermitReturn,
     PhaseEvent,
     RawArrived,
+    SetAside,
 )
 from ..sources.raws import Candidate
 from .central import CentralReader
@@ -39,13 +42,12 @@ from .containment import Containment
 from .deadlines import check_time, terminate
 from .dispatcher import Dispatcher
 from .endings import Endings
-from .exporter import Exported, Undeliverable
 from .input_seeker import InputSeeker
 from .ledger import Ledger
 from .raw_sources import RawSources
 from .raws import RawTable
 from .requests import Released
-from .table import LIVE, DetectorVisit, State, VisitEntry, VisitTable
+from .table import LIVE, OVER, DetectorVisit, State, VisitEntry, VisitTable
 
 _LOG = logging.getLogger(__name__)
 
@@ -133,6 +135,11 @@ class Lifecycle:
         self.counters.add("visits_accepted")
         with bound(group=visit.groupId):
             _LOG.info("Visit %s accepted for %d detectors.", visit.identity, len(entry.detectors))
+        self.take_on(entry)
+
+    def take_on(self, entry: VisitEntry) -> None:
+        """Take on a visit that the journal has: ask for its inputs, and look for its raws."""
+        visit = entry.visit
         delay = _GATHER_SECONDS if entry.fanned_out else 0.0
         for detector in entry.detectors:
             # Raws that came before have found their visit: they don't expire.
@@ -247,45 +254,62 @@ class Lifecycle:
     # Outputs
 
     def exported(self, report: Exported) -> None:
-        """Note that central has some outputs."""
+        """Note that central has some outputs; to be told again changes nothing."""
         here("supervisor.export-heard")
-        for key, datasets, success in report.entries:
+        for entry in report.entries:
+            key = entry.key
             d = self.table.get(key.group, key.detector)
-            detail = {"datasets": datasets, "seconds": report.seconds, "batch": len(report.entries)}
+            current = d is not None and d.attempt == key.attempt
+            if d.exported if current and d is not None else self._is_over(key):
+                continue  # the exporter, or we, had ended before it could be discarded
+            detail = {"datasets": entry.datasets, "seconds": report.seconds, "batch": len(report.entries)}
             self.ledger.journal.event(key.instrument, key.group, key.detector, "exported", detail)
-            self.counters.add("datasets_exported", datasets)
+            self.counters.add("datasets_exported", entry.datasets)
             if d is None:
-                self._exported_for_another(key, success)
-            elif d.attempt == key.attempt:
+                self._exported_for_another(entry)
+            elif current:
                 d.exported = True
                 if d.state is State.HANDED_OVER:
                     final = State.FAILED if d.lost_cause else State.EXPORTED
                     self.ledger.change(d, final, reason=d.lost_cause or d.remark or None)
         here("supervisor.export-noted")
 
-    def _exported_for_another(self, key: DetectorKey, success: bool) -> None:
+    def settled(self, key: DetectorKey) -> bool:
+        """Whether it stands in the journal what became of an attempt that was exported."""
+        d = self.table.of_key(key)
+        return d is None or d.state in OVER
+
+    def _is_over(self, key: DetectorKey) -> bool:
+        return self.ledger.journal.state_of(key.instrument, key.group, key.detector) in ("exported", "failed")
+
+    def _exported_for_another(self, entry: ExportedEntry) -> None:
         """Note that central has a hand-over that an earlier supervisor left."""
+        key = entry.key
         state, reason = "exported", None
-        if not success:
-            state, reason = (
-                "failed",
-                "its pipeline failed; ppd ended before it heard why, the child's log has it",
-            )
+        if not entry.success:
+            state, reason = "failed", entry.reason or "its pipeline failed; the child's log has it"
             self.counters.error("failed", str(key), reason)
         self.ledger.journal.state(
             key.instrument, key.group, key.detector, state, attempt=key.attempt, reason=reason
         )
 
-    def undeliverable(self, report: Undeliverable) -> None:
+    def undeliverable(self, report: SetAside) -> None:
         """Note that outputs can't be exported."""
         what = str(report.key) if report.key else report.entry
         self.counters.error("dead_letters", what, report.reason)
-        _LOG.error("Hand-over %s was set aside: %s", report.entry, report.reason)
-        if report.key is not None:
-            d = self.table.get(report.key.group, report.key.detector)
-            if d is not None:
-                self.endings.fail(d, f"its outputs can't be exported: {report.reason}")
-        here("supervisor.dead-letter-noted")
+        _LOG.error("Hand-over %s (%s) was set aside: %s", report.entry, report.fault, report.reason)
+        reason = f"its outputs can't be exported: {report.reason}"
+        for d in self.table:
+            # What has no readable manifest still has its name.
+            if d.key == report.key or d.key.file_name == report.entry:
+                d.set_aside = reason
+                if d.state is State.HANDED_OVER:
+                    self.endings.fail(d, reason)
+                return
+        for key in [report.key] if report.key else self.ledger.journal.named(report.entry):
+            self.ledger.journal.state(
+                key.instrument, key.group, key.detector, "failed", attempt=key.attempt, reason=reason
+            )
 
     # Time
 

@@ -9,7 +9,6 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from .spool import ready_entries
 from .table import LIVE
 
 if TYPE_CHECKING:
@@ -49,14 +48,15 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
             }
         )
     live = [d for d in life.table if d.state in LIVE]
-    entries = len(ready_entries(settings.spool_dir))
+    spool = supervisor.spool_watch
     faults = []
     if supervisor.exporter.trouble:
         faults.append(f"export: {supervisor.exporter.trouble}")
     if supervisor.central.status.trouble:
         faults.append(f"replica: {supervisor.central.status.trouble}")
-    if supervisor.spool_bytes > 0.8 * settings.spool_max_bytes:
-        faults.append("the spool is nearly full")
+    faults += filter(None, [spool.fault()])
+    if supervisor.exporter.state.deferred:
+        faults.append(f"export: {supervisor.exporter.state.deferred} hand-overs fail and are tried again")
     if not supervisor.nursery.ready:
         faults.append(f"nursery: {supervisor.nursery.trouble or 'it is starting'}")
     if supervisor.journal.trouble:
@@ -94,8 +94,9 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         },
         "inherited": dataclasses.asdict(supervisor.nursery.inherited),
         "spool": {
-            "entries": entries,
-            "bytes": supervisor.spool_bytes,
+            "entries": spool.entries,
+            "bytes": spool.bytes,
+            "deferred": supervisor.exporter.state.deferred,
             "max_bytes": settings.spool_max_bytes,
         },
         "loop": supervisor.watch.describe(),

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset
 
+from ..checksums import CHECKSUM, checksum_of, checksum_of_file
 from ..crash_points import here
 from ..messages import DetectorKey
 
@@ -86,7 +87,13 @@ def find_outputs(butler: Butler, runs: Iterable[str], patterns: Sequence[str]) -
 
 
 def hand_over(
-    butler: Butler, refs: Sequence[DatasetRef], spool: Path, key: DetectorKey, *, success: bool = True
+    butler: Butler,
+    refs: Sequence[DatasetRef],
+    spool: Path,
+    key: DetectorKey,
+    *,
+    success: bool = True,
+    reason: str = "",
 ) -> HandOver:
     """Move outputs with their records into the spool.
 
@@ -102,6 +109,8 @@ def hand_over(
         Whose outputs they are.
     success : `bool`, optional
         Whether the pipeline ran to its end.
+    reason : `str`, optional
+        Why it did not.
 
     Returns
     -------
@@ -123,11 +132,13 @@ def hand_over(
     try:
         size = 0
         datasets = []
+        checksums = {}
         for number, (ref, source) in enumerate(zip(refs, sources, strict=True)):
             # The number keeps names of several runs apart; the suffix tells
             # the central datastore nothing, but a person something.
             target = building / f"{number:04d}-{_tail(source.name)}"
             size += _link(source, target)
+            checksums[target.name] = checksum_of_file(target)
             datasets.append(FileDataset(path=target.name, refs=ref))
             here("child.file-linked")
         manifest = {
@@ -143,9 +154,15 @@ def hand_over(
             "runs": sorted({r.run for r in refs}),
             "bytes": size,
             "success": success,
+            "reason": reason,
+            "checksum": CHECKSUM,
+            "checksums": checksums,
         }
+        text = json.dumps(manifest)
         here("child.records-collected")
-        _write_durably(building / "manifest.json", json.dumps(manifest))
+        _write_durably(building / "manifest.sum", checksum_of(text.encode()) + "\n")
+        here("child.manifest-sum-written")
+        _write_durably(building / "manifest.json", text)
         here("child.manifest-written")
         _sync_folder(building)
         ready = spool / "ready"
@@ -226,7 +243,7 @@ def _link(source: Path, target: Path) -> int:
 
 
 def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as stream:
+    with path.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
