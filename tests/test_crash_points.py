@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from crash_site import DETECTORS, RETRIES, CrashSite, End
+from crash_evidence import End
+from crash_site import DETECTORS, RETRIES, CrashSite
 from observatory import wait_for
 
 from ppd.crash_points import CRASH_POINTS
@@ -141,6 +142,7 @@ _CHILD = {
     "child.building-made": _FINAL,
     "child.file-linked": _FINAL,
     "child.records-collected": _FINAL,
+    "child.manifest-sum-written": _FINAL,
     "child.manifest-written": _FINAL,
     "child.hand-over-built": _FINAL,
     "child.handed-over": _DONE,
@@ -178,11 +180,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashSite]:
         assert site.process is not None
         assert site.stop() == 0
         # What was accepted long ago is as it was when it ended.
-        faults = [f for visit in site.visits for f in site.faults(visit)]
+        faults = [f for visit in site.visits for f in site.evidence.faults(visit)]
         assert faults == []
-        assert site.strangers() == set()
-        assert site.orphans() == set()
-        assert site.left_in_spool() == sorted(f"dead-letters/{name}" for name in site.dead_letters)
+        assert site.evidence.strangers(site.visits) == set()
+        assert site.evidence.orphans() == set()
+        assert site.left_in_spool() == sorted(f"dead-letters/{name}" for name in site.evidence.dead_letters)
         assert not any(site.leftovers().values()), site.leftovers()
     finally:
         site.close()
@@ -292,7 +294,7 @@ def _supervisor_dies(site: CrashSite, walk: Walk) -> None:
     site.supervisor_dies(walk.point)
     if walk.before:
         site.await_hits([walk.before])
-    accepted = bool(site.ends(visit))
+    accepted = bool(site.evidence.ends(visit))
     assert accepted == (walk.point not in _NOT_ACCEPTED)
     assert accepted or reply is None
     site.start()
@@ -339,7 +341,7 @@ def test_dies_with_a_dead_letter(site: CrashSite, walk: Walk) -> None:
     (entry,) = site.ready()
     file = next(p for p in sorted(entry.iterdir()) if p.suffix == ".fits")
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    site.dead_letters.add(entry.name)
+    site.evidence.dead_letters.add(entry.name)
     site.arm(walk.point, *walk.words)
     if walk.point.startswith("supervisor."):
         site.supervisor_dies(walk.point)
@@ -358,11 +360,11 @@ def test_dies_with_a_dead_letter(site: CrashSite, walk: Walk) -> None:
 def test_dies_when_a_batch_is_refused(site: CrashSite, tmp_path: Path) -> None:
     """Two hand-overs have other datasets for data IDs that central has: both are set aside."""
     visit = site.plan(range(2))
-    site.watch.keep = tmp_path
+    site.evidence.watch.keep = tmp_path
     site.play(visit)
     site.await_end(visit)
     site.arm("exporter.batch-refused")
     site.forge(visit)
     site.await_hits(["exporter.batch-refused"])
     wait_for(lambda: not site.ready(), 30.0, "both to be set aside")
-    assert site.faults(visit) == []
+    assert site.evidence.faults(visit) == []
