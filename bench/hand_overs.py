@@ -84,6 +84,8 @@ def make_hand_over(
     types: tuple[str, ...] = TYPES,
     run: str = RUN,
     size: int = 200,
+    attempt: int = 1,
+    success: bool = True,
 ) -> Path:
     """Put a hand-over into a spool; its content says whose it is.
 
@@ -103,6 +105,10 @@ def make_hand_over(
         Where they go.
     size : `int`, optional
         Bytes of each file, about.
+    attempt : `int`, optional
+        Which attempt at the detector-visit it is of.
+    success : `bool`, optional
+        Whether its pipeline ran to its end.
 
     Returns
     -------
@@ -111,7 +117,7 @@ def make_hand_over(
     """
     visit = 20261127_00000 + number
     group = f"synthetic-{number:05d}"
-    key = DetectorKey(instrument=_INSTRUMENT, group=group, detector=detector)
+    key = DetectorKey(instrument=_INSTRUMENT, group=group, detector=detector, attempt=attempt)
     records = _records(universe, visit, group, detector)
     building = spool / "building" / key.file_name
     shutil.rmtree(building, ignore_errors=True)
@@ -146,7 +152,8 @@ def make_hand_over(
             "datasets": datasets,
             "runs": [run],
             "bytes": total,
-            "success": True,
+            "success": success,
+            "reason": "" if success else "its pipeline failed",
             "checksum": CHECKSUM,
             "checksums": checksums,
         }

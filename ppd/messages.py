@@ -194,6 +194,10 @@ class ExporterState(Message):
     """Hand-overs that wait in the spool, also those that were exported and may not be discarded yet."""
     bytes: int
     """Bytes of their files."""
+    letters: int = 0
+    """Dead letters."""
+    letter_bytes: int = 0
+    """Bytes of their files."""
     exporting: int = 0
     """How many an export that begins now has; 0: none begins."""
     deferred: int = 0

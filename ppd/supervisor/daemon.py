@@ -162,6 +162,7 @@ class Supervisor:
             self._send_child,
             self.containment,
             self.sources,
+            lambda: self.spool_watch.has_room,
         )
 
     def _own_pids(self) -> set[int]:

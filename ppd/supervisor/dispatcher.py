@@ -102,8 +102,17 @@ class Dispatcher:
                 self._send(holder.identity, PermitGrant())
                 here("supervisor.permit-granted")
 
-    def fork_waiting(self, now: float) -> None:
-        """Fork those whose turn it is, and let those that have waited too long fail."""
+    def fork_waiting(self, now: float, room: bool = True) -> None:
+        """Fork those whose turn it is, and let those that have waited too long fail.
+
+        Parameters
+        ----------
+        now : `float`
+            Monotonic seconds.
+        room : `bool`, optional
+            Whether there is room on the disk: children would fail one after
+            the other, and use up their tries.
+        """
         waiting = []
         for d in self._table:
             if d.state is not State.WAITING or d.not_before > now:
@@ -116,7 +125,7 @@ class Dispatcher:
                 # It may not be run again, but what it may have changed has to be known.
                 d.predecessor = d.predecessor.model_copy(update={"last": True})
             waiting.append(d)
-        if not waiting:
+        if not waiting or not room:
             return
         turn = plan_forks(waiting, self._table.live(), self._settings.slots, self._claim, time.time())
         for d in turn.fork:

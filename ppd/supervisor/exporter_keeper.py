@@ -19,6 +19,7 @@ from .line_process import LineProcess
 _LOG = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_START_SECONDS = 120.0
 _MAX_DELAY = 30.0
 # An exporter that lived this long was a good one: the next delay is short again.
 _GOOD_SECONDS = 60.0
@@ -69,7 +70,7 @@ class ExporterKeeper:
         """
         messages = []
         for message in self._process.receive():
-            self._heard_at = time.monotonic()
+            self._heard, self._heard_at = True, time.monotonic()
             if isinstance(message, ExporterState):
                 self.state = message
                 self._fault = None
@@ -106,6 +107,7 @@ class ExporterKeeper:
 
     def _begin(self) -> None:
         self._begun = self._heard_at = time.monotonic()
+        self._heard = False
         parent, libc = os.getpid(), self._libc
 
         def die_with_us() -> None:
@@ -125,6 +127,10 @@ class ExporterKeeper:
         if self._hurry:
             self._process.send(Hurry())
 
+    @property
+    def _patience(self) -> float:
+        return self._settings.export_timeout if self._heard else _START_SECONDS
+
     def _look_after(self) -> None:
         now = time.monotonic()
         if self._restart_at is not None:
@@ -143,8 +149,9 @@ class ExporterKeeper:
             )
             self._process.close()
             self._restart_at = now + delay
-        elif now > self._heard_at + self._settings.export_timeout:
-            self._fault = f"an export took more than {self._settings.export_timeout:.0f} s"
+        elif now > self._heard_at + self._patience:
+            what = "an export took" if self._heard else "the exporter's start took"
+            self._fault = f"{what} more than {self._patience:.0f} s"
             _LOG.error("The exporter (pid %d) is killed: %s; it is done anew.", self.pid, self._fault)
             self._process.kill()
             self._heard_at = now

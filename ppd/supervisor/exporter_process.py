@@ -175,6 +175,8 @@ def _serve(line: _Line, settings: Settings) -> None:
         state = ExporterState(
             entries=len(waiting),
             bytes=sum(w.bytes for w in waiting),
+            letters=len(letters := exporting.letters()),
+            letter_bytes=sum(w.bytes for w in letters),
             exporting=len(batch),
             deferred=exporting.deferred,
             trouble=trouble,

@@ -64,6 +64,7 @@ class Exporting:
         self._write = write
         self._central_answers = central_answers
         self._backlog = Backlog(self._spool)
+        self._letters = Backlog(self._spool, "dead-letters")
         self._reported: set[str] = set()
         self._deferred: dict[str, tuple[int, float]] = {}
         self.hurry = False
@@ -76,6 +77,10 @@ class Exporting:
         self._reported &= names
         self._deferred = {name: d for name, d in self._deferred.items() if name in names}
         return waiting
+
+    def letters(self) -> list[Waiting]:
+        """List the dead letters."""
+        return self._letters.look()
 
     @property
     def deferred(self) -> int:

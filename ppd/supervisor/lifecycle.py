@@ -87,6 +87,8 @@ class Lifecycle:
         Looks after what children leave behind.
     sources : `ppd.supervisor.raw_sources.RawSources`
         Look for raws.
+    has_room : callable, optional
+        Whether there is room on the disk for what children write.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Lifecycle:
         send: Callable[[bytes, pydantic.BaseModel], None],
         containment: Containment,
         sources: RawSources,
+        has_room: Callable[[], bool] = lambda: True,
     ):
         self.settings = settings
         self.ledger = ledger
@@ -115,6 +118,7 @@ class Lifecycle:
         self._send = send
         self._containment = containment
         self._sources = sources
+        self._has_room = has_room
 
     # Visits and inputs
 
@@ -330,7 +334,7 @@ class Lifecycle:
                 for message in check_time(d, now, self.settings):
                     self._send(d.identity or b"", message)
         if not self.endings.stopping:
-            self.dispatcher.fork_waiting(now)
+            self.dispatcher.fork_waiting(now, self._has_room())
         self.dispatcher.grant(now)
         for candidate in self.raws.expire():
             self.counters.error("raws_unmatched", candidate.uri, "no visit was announced for it")

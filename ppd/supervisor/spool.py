@@ -80,10 +80,12 @@ class Backlog:
     ----------
     spool : `pathlib.Path`
         Root of the spool.
+    folder : `str`, optional
+        Which hand-overs: ``ready`` or ``dead-letters``.
     """
 
-    def __init__(self, spool: Path):
-        self._ready = spool / "ready"
+    def __init__(self, spool: Path, folder: str = "ready"):
+        self._ready = spool / folder
         self._known: dict[str, Waiting] = {}
 
     def look(self) -> list[Waiting]:
@@ -92,10 +94,12 @@ class Backlog:
         for gone in self._known.keys() - names:
             del self._known[gone]
         for name in names - self._known.keys():
-            with contextlib.suppress(FileNotFoundError):  # exported meanwhile
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # exported meanwhile
                 path = self._ready / name
                 size = sum(f.stat().st_size for f in os.scandir(path))
-                self._known[name] = Waiting(path, (path / "manifest.json").stat().st_mtime, size)
+                manifest = path / "manifest.json"
+                since = (manifest if manifest.exists() else path).stat().st_mtime
+                self._known[name] = Waiting(path, since, size)
         return sorted(self._known.values(), key=lambda w: (w.since, w.path.name))
 
 

@@ -45,8 +45,8 @@ class SpoolWatch:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the hand-overs that wait for export."""
-        return self._exporter.state.bytes
+        """Bytes of the hand-overs that wait for export, or were set aside."""
+        return self._exporter.state.bytes + self._exporter.state.letter_bytes
 
     @property
     def entries(self) -> int:
@@ -82,8 +82,18 @@ class SpoolWatch:
         limit = min(self._settings.spool_max_bytes, self.bytes + room)
         return self.bytes / limit if limit > 0 else 1.0
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a child that begins now may be able to write what it makes."""
+        return self.free >= self._settings.spool_min_free
+
     def fault(self) -> str | None:
         """What an operator should know."""
+        if not self.has_room:
+            return (
+                f"{self.free} bytes are free on the file system of the spool {self._settings.spool_dir}: "
+                "no visit is taken and no child begins"
+            )
         if self.share <= _EARLY:
             return None
         word = "nearly full" if self.share > _NEARLY_FULL else "filling"
