@@ -147,8 +147,8 @@ _EXPORTER = {
     "discard-read": "the exporter may let hand-overs go; they are still there",
     "hand-over-not-removed": "one is about to go",
     "hand-over-removed": "it is no hand-over any more; its files are still there",
-    "dead-letter-not-moved": "a hand-over can't be exported; it is still one",
-    "dead-letter-moved": "it was set aside; the reason is not written",
+    "dead-letter-not-moved": "a hand-over can't be exported, and has the reason in it; it is still one",
+    "dead-letter-moved": "it was set aside; nobody knows",
 }
 
 

@@ -370,6 +370,9 @@ class Supervisor:
             elif isinstance(message, SetAside):
                 self._guarded(lambda message=message: self.lifecycle.undeliverable(message))
                 here("supervisor.dead-letter-noted")
+        if self.exporter.ended:
+            self.exporter.ended = False
+            self._guarded(self.lifecycle.find_dead_letters)
 
     def _discard_exported(self) -> None:
         """Let exported hand-overs go, once the journal has that they are."""

@@ -47,6 +47,7 @@ from .ledger import Ledger
 from .raw_sources import RawSources
 from .raws import RawTable
 from .requests import Released
+from .spool import dead_letters
 from .table import LIVE, OVER, DetectorVisit, State, VisitEntry, VisitTable
 
 _LOG = logging.getLogger(__name__)
@@ -314,6 +315,14 @@ class Lifecycle:
             self.ledger.journal.state(
                 key.instrument, key.group, key.detector, "failed", attempt=key.attempt, reason=reason
             )
+
+    def find_dead_letters(self) -> None:
+        """Note what an exporter has set aside that ended before it could say so."""
+        for entry, reason in dead_letters(self.settings.spool_dir).items():
+            for key in self.ledger.journal.named(entry):
+                d = self.table.of_key(key)
+                if d is None or not d.set_aside:
+                    self.undeliverable(SetAside(entry=entry, key=key, fault="refused", reason=reason))
 
     # Time
 

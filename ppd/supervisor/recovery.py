@@ -18,7 +18,7 @@ from ..errors import PpdError, StaleVisitError
 from ..messages import DetectorKey, Predecessor
 from .journal import Journal, UnfinishedVisit
 from .lifecycle import Lifecycle
-from .spool import read_manifest, ready_entries
+from .spool import dead_letters, read_manifest, ready_entries
 from .table import DetectorVisit, VisitEntry
 
 _LOG = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: A
         See `Admit`.
     """
     here("supervisor.recovery-not-begun")
-    found = _Found(_handed_over(settings.spool_dir), _dead_letters(settings.spool_dir))
+    found = _Found(_handed_over(settings.spool_dir), dead_letters(settings.spool_dir))
     kept = set()
     for left in journal.unfinished():
         again = []
@@ -195,16 +195,6 @@ def _handed_over(spool: Path) -> dict[tuple[str, str, int], int]:
         except (ValueError, OSError):
             continue  # the exporter sets it aside
         found[key.instrument, key.group, key.detector] = key.attempt
-    return found
-
-
-def _dead_letters(spool: Path) -> dict[str, str]:
-    found = {}
-    for entry in (spool / "dead-letters").iterdir():
-        try:
-            found[entry.name] = (entry / "reason.txt").read_text().strip()
-        except (OSError, ValueError):
-            found[entry.name] = "it was set aside"
     return found
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "Waiting",
     "clear_building",
     "dead_letter",
+    "dead_letters",
     "discard",
     "find_ready",
     "has_ready",
@@ -36,6 +37,8 @@ import pydantic
 from ..checksums import checksum_of, checksum_of_file
 from ..crash_points import here
 from ..messages import DetectorKey
+
+_REASON = "reason.txt"
 
 
 class CorruptHandOverError(ValueError):
@@ -187,8 +190,20 @@ def dead_letter(entry: Path, reason: str) -> Path:
     """Set a hand-over aside that can't be exported, with the reason."""
     target = entry.parent.parent / "dead-letters" / entry.name
     shutil.rmtree(target, ignore_errors=True)
+    # First: without it nobody would know, should we die between the two.
+    (entry / _REASON).write_text(reason + "\n")
     here("exporter.dead-letter-not-moved")
     entry.rename(target)
     here("exporter.dead-letter-moved")
-    (target / "reason.txt").write_text(reason + "\n")
     return target
+
+
+def dead_letters(spool: Path) -> dict[str, str]:
+    """Find the hand-overs that were set aside, by name, with the reason of each."""
+    found = {}
+    for entry in (spool / "dead-letters").iterdir():
+        try:
+            found[entry.name] = (entry / _REASON).read_text().strip()
+        except (OSError, ValueError):
+            found[entry.name] = "it was set aside"
+    return found
