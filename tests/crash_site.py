@@ -110,6 +110,8 @@ class CrashSite(Ppd):
             kill_grace=2.0,
         )
         self.visits: list[Visit] = []
+        self.helpers_dead = 0
+        """How often this supervisor's nursery or exporter has died."""
         self.evidence = Evidence(self.settings, folder / "apdb.db")
         self._numbers = itertools.count()
         self._rng = np.random.default_rng(7)
@@ -123,6 +125,17 @@ class CrashSite(Ppd):
         super().close()
         self.evidence.close()
         os.environ.pop(FOLDER_VARIABLE, None)
+
+    def start(self) -> None:
+        """Start ppd; what has died in its last life is forgiven."""
+        self.helpers_dead = 0
+        super().start()
+
+    def begin_anew(self) -> None:
+        """Stop and start, where the next helper would be started late because others have died."""
+        if self.helpers_dead > 1:
+            assert self.stop() == 0
+            self.start()
 
     # Death
 
@@ -142,6 +155,7 @@ class CrashSite(Ppd):
                 assert self.process.wait(10.0) == -9
             wait_for(lambda p=pid: not psutil.pid_exists(p), 20.0, f"process {pid} to be gone")
             file.unlink()
+            self.helpers_dead += CRASH_POINTS[point].process in ("nursery", "exporter")
 
     def _hit(self, point: str) -> Path | None:
         found = list((self.crash_folder / HIT_FOLDER).glob(f"{point}-*"))

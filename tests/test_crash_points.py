@@ -271,6 +271,7 @@ def test_dies(site: CrashSite, walk: Walk) -> None:
 
 def _helper_dies(site: CrashSite, walk: Walk) -> None:
     """Nursery or exporter."""
+    site.begin_anew()
     visit = site.plan([next(_DETECTORS)])
     points = [p for p in (walk.before, walk.point) if p]
     for point in points:
@@ -334,6 +335,7 @@ def test_supervisor_dies_while_it_starts(site: CrashSite, points: list[str]) -> 
 @pytest.mark.parametrize("walk", _params(_DEAD_LETTER))
 def test_dies_with_a_dead_letter(site: CrashSite, walk: Walk) -> None:
     """A file of a hand-over is damaged before it is exported; what is told of it is told all the same."""
+    site.begin_anew()
     visit = site.plan([next(_DETECTORS)])
     site.arm("exporter.manifest-read")
     site.play(visit)
@@ -359,6 +361,7 @@ def test_dies_with_a_dead_letter(site: CrashSite, walk: Walk) -> None:
 @pytest.mark.slow
 def test_dies_when_a_batch_is_refused(site: CrashSite, tmp_path: Path) -> None:
     """Two hand-overs have other datasets for data IDs that central has: both are set aside."""
+    site.begin_anew()
     visit = site.plan(range(2))
     site.evidence.watch.keep = tmp_path
     site.play(visit)
