@@ -7,13 +7,17 @@ ARGS ?=
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test fuzz bench soak soak-night lint clean venv
+.PHONY: demo test crash-points fuzz bench soak soak-night lint clean venv
 
 demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
 
 test: venv
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+
+# All places where a process can be made to die; `make test` comes to some of the supervisor's.
+crash-points: venv
+	$(BIN)/python -m pytest tests/test_crash_points.py -m "" $(ARGS)
 
 # Ten times what `make test` sends of broken messages and headers.
 fuzz: venv

@@ -7,6 +7,7 @@ __all__ = ["answer"]
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ..crash_points import here
 from ..errors import (
     IgnorableVisitError,
     InvalidVisitError,
@@ -82,9 +83,11 @@ def _submit(supervisor: Supervisor, message: Any) -> ControlReply:
     if supervisor.draining or supervisor.stopping:
         what = "stops" if supervisor.stopping else "is draining"
         return ControlReply(ok=False, code="unavailable", error=f"ppd {what} and takes no visits.")
+    here("supervisor.visit-received")
     try:
         entry = supervisor.admit(message)
         supervisor.spool_watch.check_room(entry.visit.identity)
+        here("supervisor.visit-validated")
         supervisor.lifecycle.accept(entry, "control")
     except PpdError as e:
         for kind, name, code in _REFUSALS:

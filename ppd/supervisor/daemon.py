@@ -24,6 +24,7 @@ import pydantic
 import zmq
 
 from ..config import Settings
+from ..crash_points import here
 from ..deployment import day_obs, deployment_id
 from ..errors import ConfigurationError, NotInitializedError
 from ..initializer import check_initialized
@@ -237,6 +238,7 @@ class Supervisor:
             self._undo.enter_context(self.watch)
             seconds = time.time() - self.started
             _LOG.info("Visits are accepted %.1f s after the start; the nursery is being built.", seconds)
+            here("supervisor.ready")
             self._loop(wake_read, lambda: self.stopping or self._fatal is not None)
             if self._fatal is not None:
                 raise self._fatal
@@ -375,6 +377,7 @@ class Supervisor:
     def _take_nursery(self) -> None:
         for message in self.nursery.receive():
             if isinstance(message, NurseryReady) and not self.central.started:
+                here("supervisor.nursery-ready")
                 self._begin_work(message)
             elif isinstance(message, SetupFailed) and not self.central.started:
                 self._fatal = ConfigurationError(message.reason)
@@ -445,8 +448,10 @@ class Supervisor:
         answers, self._answers = self._answers, []
         for envelope, reply in answers:
             try:
+                here("supervisor.answer-not-sent")
                 with contextlib.suppress(zmq.ZMQError):
                     self.control.send_multipart([*envelope, encode(reply)], zmq.NOBLOCK)
+                here("supervisor.answer-sent")
             except Exception:
                 self.counters.add("internal_errors")
                 _LOG.exception("An answer could not be sent.")

@@ -30,6 +30,7 @@ from typing import Literal
 
 import pydantic
 
+from ..crash_points import here
 from ..errors import PpdError
 from ..messages import DetectorKey
 from .spool import read_manifest
@@ -67,6 +68,11 @@ class DeadLetter(pydantic.BaseModel):
     bytes: int = 0
     success: bool = True
     """Whether its pipeline ran to its end."""
+
+    @property
+    def name(self) -> str:
+        """The hand-over's own name, whatever number this letter has."""
+        return self.entry.partition(_COPY)[0]
 
 
 class _Reason(pydantic.BaseModel):
@@ -113,7 +119,9 @@ def set_aside(entry: Path, reason: str, kind: Kind) -> Path:
     folder = _folder(entry.parent.parent)
     folder.mkdir(exist_ok=True)
     target = _free_name(folder, entry.name)
+    here("exporter.dead-letter-not-moved")
     entry.rename(target)
+    here("exporter.dead-letter-moved")
     _sync(folder)
     _sync(entry.parent)
     return target

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pydantic
 
 from ..config import Settings
+from ..crash_points import here
 from ..messages import CancelWork, ForkRequest, Job, PermitGrant
 from .child_logs import log_file
 from .containment import Containment
@@ -105,6 +106,7 @@ class Dispatcher:
                 self.permits.give_back(key)
             else:
                 self._send(holder.identity, PermitGrant())
+                here("supervisor.permit-granted")
 
     def fork_waiting(self, now: float, room: bool = True) -> None:
         """Fork those whose turn it is, and let those that have waited too long fail.
@@ -134,9 +136,12 @@ class Dispatcher:
         turn = plan_forks(waiting, self._table.live(), self._settings.slots, self._claim, time.time())
         for d in turn.fork:
             generation = self._table.visits[d.group].deployment.generation
-            if self._fork(ForkRequest(job=self._job(d)), generation):
+            request = ForkRequest(job=self._job(d))
+            here("supervisor.fork-not-asked")
+            if self._fork(request, generation):
                 self._ledger.change(d, State.FORKED)
                 d.forked_at = d.heard_at = now
+                here("supervisor.fork-asked")
         for d in turn.put_back:
             self._put_back(d)
 

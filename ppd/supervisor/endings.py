@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..config import Settings
+from ..crash_points import here
 from ..logs import bound
 from ..messages import ChildDone, Predecessor, own_folder
 from .ledger import Ledger
@@ -78,6 +79,7 @@ class Endings:
         for folder in (repo, own_folder(repo), *before):
             if str(folder) != keep:
                 shutil.rmtree(folder, ignore_errors=True)
+        here("supervisor.remains-removed")
         if left is not None and not self.stopping:
             self._look_back(d, left)
         elif done.success:
@@ -140,6 +142,7 @@ class Endings:
             self._retry(d, left.reason)
         d.looks += 1
         d.predecessor = left
+        here("supervisor.look-back-noted")
 
     def _last_word(self, d: DetectorVisit) -> ChildDone | None:
         """Return what a child said last, or say for it what it could not say itself."""
@@ -216,6 +219,7 @@ class Endings:
         self._ledger.event(d, "retried", reason=reason)
         d.next_attempt(delay=_RETRY_DELAY)
         self._ledger.change(d, State.WAITING, reason=reason)
+        here("supervisor.retry-noted")
 
     def _put_off(self, d: DetectorVisit, reason: str) -> None:
         with bound(group=d.group, detector=d.detector):

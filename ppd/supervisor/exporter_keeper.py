@@ -39,6 +39,8 @@ class ExporterKeeper:
         self._failures = 0
         self._restart_at: float | None = None
         self._hurry = False
+        self.ended = False
+        """Whether one has ended unasked; for the supervisor to take back."""
         self._fault: str | None = None
         self.state = ExporterState(entries=0, bytes=0)
         """What the exporter has said last of itself."""
@@ -153,6 +155,7 @@ class ExporterKeeper:
                 delay,
             )
             self._process.close()
+            self.ended = True
             self._restart_at = now + delay
         elif now > self._heard_at + self._patience:
             what = "an export took" if self._heard else "the exporter's start took"

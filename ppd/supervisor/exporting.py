@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..config import Settings
+from ..crash_points import here
 from ..errors import one_line
 from ..messages import DetectorKey, Exported, ExportedEntry, Fault, SetAside
 from .dead_letters import set_aside
@@ -139,7 +140,9 @@ class Exporting:
             try:
                 manifest = read_manifest(one.path)
                 key = manifest.key
+                here("exporter.manifest-read")
                 verify(one.path, manifest)
+                here("exporter.files-verified")
                 sound.append(HandOver(one.path, manifest))
             except (ValueError, OSError) as e:
                 if is_passing(e):
@@ -182,6 +185,7 @@ class Exporting:
                 outcome.trouble = one_line(e)
             elif len(batch) > 1:
                 _LOG.warning("A batch of %d can't be exported (%s); by halves now.", len(batch), one_line(e))
+                here("exporter.batch-refused")
                 middle = len(batch) // 2
                 self._try(batch[:middle], outcome)
                 self._try(batch[middle:], outcome)

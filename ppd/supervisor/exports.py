@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..crash_points import here
 from ..messages import DetectorKey, Exported, SetAside
 from .exporter_keeper import ExporterKeeper
 from .journal import Journal
@@ -44,12 +45,21 @@ class Exports:
     def turn(self) -> None:
         """Take what the exporter has said."""
         self._take(self._keeper.receive())
+        if self._keeper.ended:
+            self._keeper.ended = False
+            try:
+                self._lifecycle.find_dead_letters()
+            except Exception:
+                self._lifecycle.counters.add("internal_errors")
+                _LOG.exception("What the exporter has set aside can't be looked through.")
 
     def let_go(self) -> None:
         """Let exported hand-overs go, once the journal has that they are."""
         done = self._sure()
         if done:
+            here("supervisor.discard-not-sent")
             self._keeper.discard(done)
+            here("supervisor.discard-sent")
         self._keeper.flush()
 
     def end(self, timeout: float) -> None:
@@ -74,6 +84,7 @@ class Exports:
                     self._pending.update({e.entry: e.key for e in message.entries})
                 elif isinstance(message, SetAside):
                     self._lifecycle.undeliverable(message)
+                    here("supervisor.dead-letter-noted")
             except Exception:
                 # It stays in the spool, and is reported again by the next exporter.
                 self._lifecycle.counters.add("internal_errors")

@@ -17,6 +17,7 @@ from lsst.sphgeom import ConvexPolygon
 from ..cache.repo import CacheRepo, Fetched
 from ..cache.transfer import FetchFailure
 from ..config import Settings
+from ..crash_points import here
 from ..deployment import date_string, run_name
 from ..errors import NotInitializedError
 from ..initializer import check_initialized
@@ -138,6 +139,7 @@ class Gatherer:
         padding = known.settings.preload_padding
         constraints = self._constraints(visit, tuple(sorted(request.main)), padding)
         found, resolution = self._find(declared, constraints)
+        here("supervisor.inputs-found")
         self._cache.register_runs((*request.runs, f"{visit.instrument}/raw/all"))
         self._cache.withdraw(find_withdrawn(self._cache.refs(), declared, constraints, resolution))
         optional = frozenset(i.name for i in declared.values() if i.optional)
@@ -153,6 +155,7 @@ class Gatherer:
         refs = [ref for i, ref in resolution.refs.items() if i in wanted]
         lasting = resolution.lasting | {ref.id for ref in init_refs}
         count, failed = self.fetch((*refs, *init_refs), lasting)
+        here("supervisor.inputs-fetched")
         inputs = dataclasses.replace(inputs, failed=failed)
         valid = self.mirror(resolution)
         self._cache.decertify(find_uncertified(self._cache.certified(), declared, constraints, valid))
@@ -168,6 +171,7 @@ class Gatherer:
             else:
                 reason, retry = refusal
                 (postponed if retry else refused)[detector] = reason
+        here("supervisor.inputs-leased")
         return Resolved(
             visit.groupId,
             views=views,

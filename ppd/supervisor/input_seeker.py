@@ -9,6 +9,7 @@ import random
 import time
 
 from ..config import Settings
+from ..crash_points import here
 from ..logs import bound
 from .central import CentralReader
 from .endings import Endings
@@ -73,6 +74,7 @@ class InputSeeker:
         entry = self._table.visits.get(answer.group)
         if entry is None:
             return
+        here("supervisor.inputs-heard")
         # Others of the visit may have been asked for since: their answer is still to come.
         ours = [d for d in entry.detectors.values() if d.detector in answer.asked]
         asked = [d for d in ours if d.resolving and d.state is State.ACCEPTED]
@@ -117,6 +119,7 @@ class InputSeeker:
             else:
                 reason = answer.refused.get(d.detector, "they were not found")
                 self._endings.fail(d, f"no main pipeline has its inputs: {reason}")
+        here("supervisor.inputs-noted")
 
     def days_wanted(self, deployment: str) -> set[int]:
         """Days of visits of a deployment that wait to ask again for their inputs."""
@@ -158,6 +161,7 @@ class InputSeeker:
                     runs=tuple(entry.runs.values()),
                 )
             )
+            here("supervisor.inputs-asked")
 
     def _give_up_inputs(self, entry: VisitEntry) -> None:
         """Let detector-visits fail that have waited too long for the central repo."""

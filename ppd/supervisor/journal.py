@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..crash_points import here
 from ..deployment import day_obs as day_obs_of
 from ..errors import ConfigurationError, JournalError
 from ..messages import DetectorKey
@@ -203,6 +204,7 @@ class Journal:
         """Make all that was noted durable; what the disk does not take is kept for the next time."""
         if not self._pending:
             return
+        here("supervisor.notes-not-committed")
         try:
             self._write(self._pending)
         except JournalError as e:
@@ -213,6 +215,7 @@ class Journal:
             if self.trouble is not None:
                 _LOG.warning("The journal can be written again; %d notes were held.", len(self._pending))
             self._pending, self.trouble = [], None
+            here("supervisor.notes-committed")
 
     def known_detectors(self, instrument: str, group: str) -> set[int]:
         """Detectors of a group that were accepted before."""
@@ -338,6 +341,8 @@ class Journal:
                         raise
                     # No later try would take it, and all that follows would wait for it.
                     _LOG.error("The journal does not take %.300a: %s", values, e)
+            if all_or_nothing:
+                here("supervisor.acceptance-in-transaction")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

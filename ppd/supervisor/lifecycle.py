@@ -17,6 +17,7 @@ from typing import Any
 import pydantic
 
 from ..config import Settings
+from ..crash_points import here
 from ..logs import bound
 from ..messages import (
     ChildDone,
@@ -38,6 +39,7 @@ from ..messages import (
 from ..sources.raws import Candidate
 from .central import CentralReader
 from .containment import Containment
+from .dead_letters import list_letters
 from .deadlines import check_time, terminate
 from .dispatcher import Dispatcher
 from .endings import Endings
@@ -130,6 +132,7 @@ class Lifecycle:
             Raised if it can't be made durable; then it is not accepted.
         """
         visit = entry.visit
+        here("supervisor.acceptance-not-journaled")
         self.ledger.journal.visit_accepted(
             visit.instrument,
             visit.groupId,
@@ -139,6 +142,7 @@ class Lifecycle:
             day_obs=entry.day_obs,
             deployment=entry.deployment.id,
         )
+        here("supervisor.acceptance-journaled")
         self.counters.add("visits_accepted")
         with bound(group=visit.groupId):
             _LOG.info("Visit %s accepted for %d detectors.", visit.identity, len(entry.detectors))
@@ -171,6 +175,7 @@ class Lifecycle:
         elif not self.raws.add(candidate, known=d is not None):
             self.counters.add("raws_seen_again")
         else:
+            here("supervisor.raw-seen")
             self.counters.add("raws_seen")
             if d is not None and d.state in _DONE_WITH_RAWS:
                 if self.raws.is_copy(candidate):
@@ -190,6 +195,7 @@ class Lifecycle:
                 d.pid = message.pid
                 d.heard_at = time.monotonic()
                 self.ledger.event(d, "forked", pid=message.pid)
+                here("supervisor.fork-noted")
         elif isinstance(message, Exited):
             self.child_ended(message.pid, message.code)
 
@@ -213,6 +219,7 @@ class Lifecycle:
         for d in self.table.live():
             if d.pid == pid:
                 d.exited_at, d.exit_code = time.monotonic(), code
+                here("supervisor.child-end-heard")
 
     def child_said(self, identity: bytes, message: Any) -> None:
         """Take a message of a child.
@@ -241,6 +248,7 @@ class Lifecycle:
                 self._sources.expect(entry.visit, [d.detector], self._raws_until(entry))
             self.ledger.change(d, State.READY)
             self.ledger.event(d, "ready", pid=message.pid, seconds=message.seconds, opened=message.opened)
+            here("supervisor.child-ready-noted")
             for candidate in self.raws.of(d.group, d.detector):
                 self._note_raw(d, candidate)
             self._feed(d)
@@ -248,16 +256,19 @@ class Lifecycle:
             self._phase(d, message)
         elif isinstance(message, PermitRequest):
             self.dispatcher.ask(d, preprocessing=message.work == "preprocess")
+            here("supervisor.permit-asked", message.work)
         elif isinstance(message, PermitReturn):
             self.permits.give_back(d.key)
         elif isinstance(message, ChildDone):
             d.done = message
             self.permits.give_back(d.key)
+            here("supervisor.last-word-heard")
 
     # Outputs
 
     def exported(self, report: Exported) -> None:
         """Note that central has some outputs; to be told again changes nothing."""
+        here("supervisor.export-heard")
         for entry in report.entries:
             key = entry.key
             d = self.table.get(key.group, key.detector)
@@ -274,6 +285,7 @@ class Lifecycle:
                 if d.state is State.HANDED_OVER:
                     final = State.FAILED if d.lost_cause else State.EXPORTED
                     self.ledger.change(d, final, reason=d.lost_cause or d.remark or None)
+        here("supervisor.export-noted")
 
     def settled(self, key: DetectorKey) -> bool:
         """Whether it stands in the journal what became of an attempt that was exported."""
@@ -316,6 +328,17 @@ class Lifecycle:
                 key.instrument, key.group, key.detector, "failed", attempt=key.attempt, reason=reason
             )
 
+    def find_dead_letters(self) -> None:
+        """Note what an exporter has set aside that ended before it could say so."""
+        for letter in list_letters(self.settings.spool_dir):
+            fault = "refused" if letter.kind == "unknown" else letter.kind
+            for key in self.ledger.journal.named(letter.name):
+                d = self.table.of_key(key)
+                if d is None or not d.set_aside:
+                    self.undeliverable(
+                        SetAside(entry=letter.entry, key=key, fault=fault, reason=letter.reason)
+                    )
+
     # Time
 
     def turn(self) -> None:
@@ -328,7 +351,9 @@ class Lifecycle:
             if self.endings.due(d, now):
                 self.permits.give_back(d.key)
                 if self._containment.cleared(d, now):
+                    here("supervisor.ending-not-decided")
                     self.endings.settle(d)
+                    here("supervisor.ending-decided")
             else:
                 for message in check_time(d, now, self.settings):
                     self._send(d.identity or b"", message)
@@ -378,6 +403,7 @@ class Lifecycle:
                 continue
             d.sent[candidate.uri] = candidate
             assert candidate.key is not None
+            here("supervisor.raw-not-sent")
             self._send(
                 d.identity,
                 RawArrived(
@@ -388,6 +414,7 @@ class Lifecycle:
                     stamp=candidate.stamp,
                 ),
             )
+            here("supervisor.raw-sent")
 
     def _phase(self, d: DetectorVisit, message: PhaseEvent) -> None:
         self.ledger.event(d, message.name, message.time, **message.detail)
@@ -401,6 +428,7 @@ class Lifecycle:
             self.ledger.fault(d, "preprocess_failed", reason)
         elif message.name in _FAULTS:
             self.ledger.fault(d, _FAULTS[message.name], reason)
+        here("supervisor.phase-noted", message.name)
 
     def _release(self, d: DetectorVisit) -> None:
         self.dispatcher.pace.forget(d.key)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Settings
+from ..crash_points import here
 from ..errors import PpdError, StaleVisitError
 from ..messages import DetectorKey, Predecessor
 from .dead_letters import find_letter
@@ -46,6 +47,7 @@ def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: A
     admit : callable
         See `Admit`.
     """
+    here("supervisor.recovery-not-begun")
     waiting = _handed_over(settings.spool_dir)
     kept = set()
     for left in journal.unfinished():
@@ -67,8 +69,11 @@ def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: A
                 again.append(detector)
         if again:
             kept |= _accept_again(settings, lifecycle, admit, left, again)
+            here("supervisor.recovery-visit-taken")
     journal.commit()
+    here("supervisor.recovery-committed")
     clear_local_repos(settings.local_repos, kept)
+    here("supervisor.recovery-done")
 
 
 def clear_local_repos(folder: Path, kept: Collection[Path]) -> None:

@@ -33,7 +33,10 @@ from typing import Any
 import pydantic
 
 from ..checksums import checksum_of, checksum_of_file
+from ..crash_points import here
 from ..messages import DetectorKey
+
+_REASON = "reason.txt"
 
 
 class CorruptHandOverError(ValueError):
@@ -175,5 +178,7 @@ def discard(entry: Path) -> None:
     """
     grave = entry.parent.parent / "building" / f"done-{entry.name}"
     shutil.rmtree(grave, ignore_errors=True)
+    here("exporter.hand-over-not-removed")
     entry.rename(grave)
+    here("exporter.hand-over-removed")
     shutil.rmtree(grave, ignore_errors=True)
