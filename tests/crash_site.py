@@ -41,7 +41,7 @@ _TYPES = (
     ("bias", ("instrument", "detector"), "ImageV2", True),
     ("flat", ("instrument", "detector", "physical_filter"), "StructuredDataDict", True),
 )
-_END_SECONDS = 60.0
+_END_SECONDS = 100.0
 
 
 class _Survey:
