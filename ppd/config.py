@@ -66,6 +66,9 @@ class Settings(Frozen):
     apdb_config: str | None = None
     """URI of the APDB's configuration, also given to pipelines as ``apdb_config`` (CONFIG_APDB)."""
 
+    apdb_patience: Grace = 10.0
+    """Seconds for which an APDB that does not answer is asked again before it counts as changed."""
+
     state_dir: Path = Path("/var/lib/ppd")
     """Folder for what must outlive a restart: journal, spool, sockets, logs of children."""
 
@@ -203,8 +206,14 @@ class Settings(Frozen):
     export_batch: Count = 20
     """How many detector-visits go into one export."""
 
+    export_bytes: Bytes = 2 * 2**30
+    """How many bytes go into one export, but for a single detector-visit that has more."""
+
     export_age: Grace = 1.0
     """Seconds that an output may wait for others to be exported with it."""
+
+    export_timeout: Seconds = 300.0
+    """Seconds that one export may take before the exporter is killed and the export done anew."""
 
     rotation_tolerance: Grace = 1.0
     """Degrees that an exposure's rotation may differ from the announced one."""

@@ -1,8 +1,8 @@
 """Every message between ppd's processes, as frozen models.
 
-Three conversations use them: supervisor and nursery (JSON lines on a pipe),
-supervisor and child (ZeroMQ, `ChildLink`), supervisor and ``ppdctl``
-(ZeroMQ).  Each message carries its ``kind``, so that one call parses any of
+Four conversations use them: supervisor and nursery, supervisor and exporter
+(JSON lines on a pipe), supervisor and child (ZeroMQ, `ChildLink`), supervisor
+and ``ppdctl`` (ZeroMQ).  Each message carries its ``kind``, so that one call parses any of
 them; what does not parse is refused and counted, never acted on.
 """
 
@@ -20,10 +20,17 @@ __all__ = [
     "ControlReply",
     "ControlRequest",
     "DetectorKey",
+    "Discard",
     "Exited",
+    "Exported",
+    "ExportedEntry",
+    "ExporterSetup",
+    "ExporterState",
     "FailureClass",
+    "Fault",
     "ForkRequest",
     "Forked",
+    "Hurry",
     "InputType",
     "Job",
     "MessageError",
@@ -41,6 +48,7 @@ __all__ = [
     "PrepareNursery",
     "RawArrived",
     "Retire",
+    "SetAside",
     "SetupFailed",
     "ShutDown",
     "decode",
@@ -68,6 +76,9 @@ from ._jobs import (
 
 FailureClass = Literal["retriable", "final", "ignorable"]
 """What a failure has changed outside ppd (invariant 7 of the design)."""
+
+Fault = Literal["corrupt", "conflict", "refused"]
+"""Why a hand-over can't be exported: not what was written; another writer was there; central refuses it."""
 
 # What is sent a signal is a process, and never all processes or a group (0, -1).
 _Pid = Annotated[int, Interval(gt=1, lt=2**31)]
@@ -169,6 +180,79 @@ class ShutDown(Message):
     """End; children still alive are ended too."""
 
     kind: Literal["shut_down"] = "shut_down"
+
+
+class ExporterSetup(Message):
+    """First line that the supervisor writes to the exporter."""
+
+    kind: Literal["exporter_setup"] = "exporter_setup"
+    settings: dict[str, Any]
+
+
+class ExporterState(Message):
+    """How the exporter is; it says so every second or two, but within an export."""
+
+    kind: Literal["exporter_state"] = "exporter_state"
+    entries: int
+    """Hand-overs that wait in the spool, also those that were exported and may not be discarded yet."""
+    bytes: int
+    """Bytes of their files."""
+    letters: int = 0
+    """Dead letters."""
+    letter_bytes: int = 0
+    """Bytes of their files."""
+    exporting: int = 0
+    """How many an export that begins now has; 0: none begins."""
+    deferred: int = 0
+    """Hand-overs whose own export fails and is tried again, apart from the others."""
+    trouble: str | None = None
+    """Why nothing is exported."""
+
+
+class ExportedEntry(Message):
+    """A hand-over whose outputs central has."""
+
+    kind: Literal["exported_entry"] = "exported_entry"
+    entry: str
+    """Its name in the spool."""
+    key: DetectorKey
+    datasets: int
+    success: bool
+    """Whether its pipeline ran to its end."""
+    reason: str = ""
+    """Why not."""
+
+
+class Exported(Message):
+    """Central has the outputs of these hand-overs; they stay in the spool until `Discard`."""
+
+    kind: Literal["exported"] = "exported"
+    entries: tuple[ExportedEntry, ...]
+    seconds: float
+
+
+class Discard(Message):
+    """That these hand-overs are exported is in the journal: they may go."""
+
+    kind: Literal["discard"] = "discard"
+    entries: tuple[str, ...]
+
+
+class SetAside(Message):
+    """A hand-over can't be exported and is among the dead letters now."""
+
+    kind: Literal["set_aside"] = "set_aside"
+    entry: str
+    key: DetectorKey | None
+    """`None`: its manifest can't be read."""
+    fault: Fault
+    reason: str
+
+
+class Hurry(Message):
+    """Export what is there without waiting for fuller batches."""
+
+    kind: Literal["hurry"] = "hurry"
 
 
 class ChildReady(Message):
@@ -340,6 +424,12 @@ _AnyMessage = Annotated[
     | NurseryPrepared
     | Retire
     | ShutDown
+    | ExporterSetup
+    | ExporterState
+    | Exported
+    | Discard
+    | SetAside
+    | Hurry
     | ChildReady
     | ChildHeartbeat
     | PhaseEvent

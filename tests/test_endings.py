@@ -16,7 +16,7 @@ from ppd.supervisor.counters import Counters
 from ppd.supervisor.endings import Endings, local_repo
 from ppd.supervisor.journal import Journal
 from ppd.supervisor.ledger import Ledger
-from ppd.supervisor.spool import prepare
+from ppd.supervisor.spool import make_folders
 from ppd.supervisor.table import DetectorVisit, State
 
 
@@ -43,7 +43,7 @@ def released() -> list[DetectorVisit]:
 
 @pytest.fixture
 def endings(settings: Settings, ledger: Ledger, released: list[DetectorVisit]) -> Endings:
-    prepare(settings.spool_dir)
+    make_folders(settings.spool_dir)
     return Endings(settings, ledger, released.append)
 
 

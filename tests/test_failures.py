@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from ppd.config import Settings
 from ppd.demo.central import build_apdb
 from ppd.errors import FinalError, IgnorableVisitError, RetriableError
 from ppd.messages import CacheView, DetectorKey, Job, Predecessor
-from ppd.workers.apdb_guard import ApdbGuard
+from ppd.workers.apdb_guard import ApdbGuard, Stored
 from ppd.workers.child import _Life
 from ppd.workers.execute import PipelineFailedError
 from ppd.workers.failures import KilledError, MismatchError, NoRawError, judge
@@ -94,6 +95,18 @@ def test_it_can_not_be_asked(apdb: Path) -> None:
         verdict = judge(_failed(), True, guard, (OTHER,), DETECTOR)
         assert (verdict.failure, verdict.retry) == ("final", False)
         assert "bad luck; the APDB can't be asked whether it has it (" in verdict.reason
+
+
+def test_it_answers_again(apdb: Path) -> None:
+    """A server that is restarted: nothing is final that another second would have told."""
+    away = apdb.with_name("away.yaml")
+    guard = ApdbGuard(str(away), patience=20.0)
+    back = threading.Timer(1.5, lambda: away.write_bytes(apdb.read_bytes()))
+    back.start()
+    try:
+        assert guard.stored([1], 4) == Stored(may_be=False, certain=True)
+    finally:
+        back.cancel()
 
 
 def test_locked_for_good(tmp_path: Path) -> None:

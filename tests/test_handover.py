@@ -30,6 +30,7 @@ from repo_support import (
 
 from ppd.demo.democam import describe
 from ppd.messages import DetectorKey
+from ppd.supervisor.spool import CorruptHandOverError, read_manifest, verify
 from ppd.workers.handover import HandOver, find_outputs, hand_over
 from ppd.workers.ingest import ingest_raw, load_translators, read_raw
 from ppd.workers.visits import define_visits
@@ -49,6 +50,7 @@ TYPES = (
 )
 EXPORTED = sorted(name for name, _, _, export in TYPES if export)
 SIZE = 40_000
+MANIFEST = {"manifest.json", "manifest.sum"}
 
 
 def _register(butler: Butler) -> None:
@@ -126,7 +128,7 @@ def _complete(spool: Path, done: HandOver) -> None:
     assert _names(spool / "building") == []
     manifest = _manifest(spool)
     files = {d["path"] for d in manifest["datasets"]}
-    assert files == set(_names(spool / "ready" / ENTRY)) - {"manifest.json"}
+    assert files == set(_names(spool / "ready" / ENTRY)) - MANIFEST
     sizes = sum((spool / "ready" / ENTRY / name).stat().st_size for name in files)
     assert (done.datasets, done.size) == (len(EXPORTED), sizes)
     assert manifest["bytes"] == sizes > len(EXPORTED) * SIZE
@@ -174,15 +176,38 @@ def test_entry(child: Butler, spool: Path) -> None:
 
 
 def test_failure_is_marked(child: Butler, spool: Path) -> None:
-    hand_over(child, _outputs(child), spool, KEY, success=False)
+    hand_over(child, _outputs(child), spool, KEY, success=False, reason="the sky fell")
     assert _manifest(spool)["success"] is False
+    assert _manifest(spool)["reason"] == "the sky fell"
+
+
+def test_what_was_written_is_told_from_what_was_not(child: Butler, spool: Path) -> None:
+    """By checksums, of each file and of the manifest."""
+    hand_over(child, _outputs(child), spool, KEY)
+    entry = spool / "ready" / ENTRY
+    manifest = read_manifest(entry)
+    assert len(manifest.checksums) == len(EXPORTED)
+    verify(entry, manifest)
+    file = entry / sorted(manifest.checksums)[1]
+    whole = file.read_bytes()
+    # One bit, and the same size.
+    file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    with pytest.raises(CorruptHandOverError, match=f"{file.name} is not what was written"):
+        verify(entry, manifest)
+    file.unlink()
+    with pytest.raises(CorruptHandOverError, match=f"{file.name} is missing"):
+        verify(entry, manifest)
+    text = (entry / "manifest.json").read_text()
+    (entry / "manifest.json").write_text(text.replace('"attempt": 2', '"attempt": 3'))
+    with pytest.raises(CorruptHandOverError, match=r"manifest\.json is not what was written"):
+        read_manifest(entry)
 
 
 def test_no_byte_moves(child: Butler, spool: Path) -> None:
     refs = _outputs(child)
     inodes = {_path(child, ref).stat().st_ino for ref in refs}
     hand_over(child, refs, spool, KEY)
-    files = [p for p in (spool / "ready" / ENTRY).iterdir() if p.name != "manifest.json"]
+    files = [p for p in (spool / "ready" / ENTRY).iterdir() if p.name not in MANIFEST]
     assert {path.stat().st_ino for path in files} == inodes
     assert all(path.stat().st_nlink == 1 for path in files)
     assert not any(_path(child, ref).exists() for ref in refs)
@@ -272,8 +297,8 @@ def _at_sync(number: int, do: Callable[[], None]) -> Callable[[int], None]:
     return fsync
 
 
-# One for each file, the manifest, its folder, and the folder that it is renamed into.
-_STEPS = len(EXPORTED) + 3
+# One for each file, the manifest and its checksum, their folder, and the folder that it is renamed into.
+_STEPS = len(EXPORTED) + 4
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -346,7 +371,7 @@ def test_copied_to_another_file_system(child: Butler, tmp_path: Path) -> None:
     with small_tmpfs(tmp_path / "other", "size=8M") as folder:
         spool = _spool(folder)
         _complete(spool, hand_over(child, refs, spool, KEY))
-        copies = [p for p in (spool / "ready" / ENTRY).iterdir() if p.name != "manifest.json"]
+        copies = [p for p in (spool / "ready" / ENTRY).iterdir() if p.name not in MANIFEST]
         assert {path.read_bytes() for path in copies} == content
         assert not any(_path(child, ref).exists() for ref in refs)
 

@@ -15,7 +15,7 @@ from ppd.config import Settings
 from ppd.deployment import day_obs
 from ppd.supervisor.journal import Journal
 from ppd.supervisor.retention import Retention
-from ppd.supervisor.spool import prepare
+from ppd.supervisor.spool import make_folders
 from ppd.visit import TAI_MINUS_UTC
 
 DAY = 86400.0
@@ -56,7 +56,7 @@ def settings(tmp_path: Path) -> Settings:
         "message_expiration": 3600.0,
     }
     settings = Settings.model_validate(fields)
-    prepare(settings.spool_dir)
+    make_folders(settings.spool_dir)
     return settings
 
 

@@ -48,6 +48,7 @@ _LOG = logging.getLogger(__name__)
 # A night of another time, replayed, would have other calibs at each visit.
 _RENEW_SECONDS = 60.0
 _LOOK_SECONDS = 5.0
+_LEARN_AGAIN_SECONDS = 2.0
 # Known to every child, whatever its pipelines write.
 _ALWAYS = ("raw", "regionTimeInfo", "prompt_provenance")
 
@@ -115,6 +116,11 @@ class CentralReader:
         self._warm: set[str | None] = set()
         self._renewed = time.monotonic()
         self._say_status()
+        self.started_at: float | None = None
+        """When `start` was called, monotonic seconds."""
+        self._pipelines: tuple[PipelineSummary, ...] = ()
+        self._learnt = False
+        self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="central-reader", daemon=True)
 
     @property
@@ -127,14 +133,30 @@ class CentralReader:
         """Band by physical filter."""
         return {r.name: r.band for r in self.records["physical_filter"]}
 
+    @property
+    def started(self) -> bool:
+        """Whether `start` was called."""
+        return self.started_at is not None
+
+    def on_primary(self, call: Callable[[Butler], None]) -> None:
+        """Ask the primary something, before `start`."""
+        self._central.read(call, primary=True)
+
     def start(self, pipelines: tuple[PipelineSummary, ...]) -> None:
-        """Learn what the pipelines need, register their dataset types, and begin.
+        """Begin: learn what the pipelines need, then serve what was requested meanwhile too.
 
         Parameters
         ----------
         pipelines : `tuple` [ `ppd.messages.PipelineSummary` ]
             What the nursery built.
         """
+        self.started_at = time.monotonic()
+        self._pipelines = pipelines
+        self._thread.start()
+
+    def _learn(self) -> None:
+        """Learn what the pipelines need, and register their dataset types."""
+        pipelines = self._pipelines
         names = set(_ALWAYS)
         for pipeline in pipelines:
             names.update(pipeline.outputs, pipeline.init_outputs)
@@ -145,8 +167,7 @@ class CentralReader:
         self._central.read(lambda butler: self._register(butler, names), primary=True)
         self._inbox.put(self._inheritance.first())
         self._warm_up(None)
-        self._say_status()
-        self._thread.start()
+        self._learnt = True
 
     def request(self, request: Resolve | Released | Prefetch) -> None:
         """Queue a request; returns at once."""
@@ -160,6 +181,7 @@ class CentralReader:
         ended : `bool`
             Whether the thread ended in time.
         """
+        self._ending.set()
         if self._thread.is_alive():
             self._requests.put(None)
             self._thread.join(timeout)
@@ -181,7 +203,10 @@ class CentralReader:
         self._cache.register_dataset_types(known)
 
     def _run(self) -> None:
-        while True:
+        self._guarded(self._learn)
+        while not self._learnt and not self._ending.wait(_LEARN_AGAIN_SECONDS):
+            self._guarded(self._learn)
+        while not self._ending.is_set():
             try:
                 wait = _LOOK_SECONDS if self._central.trouble else None
                 request = self._requests.get(block=not self._prefetcher.busy, timeout=wait)

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["answer"]
 
 import logging
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from ..errors import (
@@ -77,7 +76,7 @@ def _submit(supervisor: Supervisor, message: Any) -> ControlReply:
         return ControlReply(ok=False, code="unavailable", error="ppd is draining and takes no visits.")
     try:
         entry = supervisor.admit(message)
-        _check_room(supervisor, entry.visit.identity)
+        supervisor.spool_watch.check_room(entry.visit.identity)
         supervisor.lifecycle.accept(entry, "control")
     except PpdError as e:
         for kind, name, code in _REFUSALS:
@@ -133,19 +132,3 @@ def _note(supervisor: Supervisor, name: str, code: str, text: str) -> None:
     else:
         supervisor.counters.error(name, "submit", text)
         _LOG.error("Refused: %s", text)
-
-
-def _check_room(supervisor: Supervisor, identity: str) -> None:
-    """Rather take no new visit than lose old outputs."""
-    settings = supervisor.settings
-    if supervisor.spool_bytes > settings.spool_max_bytes:
-        raise SpoolFullError(
-            f"Visit {identity}: the spool holds {supervisor.spool_bytes} bytes, more than "
-            f"{settings.spool_max_bytes}; no visit is taken until it drains."
-        )
-    free = shutil.disk_usage(settings.spool_dir).free
-    if free < settings.spool_min_free:
-        raise SpoolFullError(
-            f"Visit {identity}: the file system of the spool {settings.spool_dir} has {free} bytes free, "
-            f"{settings.spool_min_free} are needed; no visit is taken until there is room."
-        )

@@ -20,7 +20,7 @@ from .counters import Counters
 from .endings import local_repo
 from .memory import MemoryWatch, exceeded
 from .segments import remove_segments
-from .strays import Stray, Strays, kill_left_behind
+from .strays import Stray, Strays, end_left_behind
 from .table import DetectorVisit
 
 _LOG = logging.getLogger(__name__)
@@ -63,13 +63,22 @@ class Containment:
         self._children: set[int] = set()
         self._owners: collections.OrderedDict[str | int, _Owner] = collections.OrderedDict()
         self._swept = 0.0
-        kill_left_behind(self._prefix)
-        for folder in settings.local_repos.glob("ppd-*.own"):
-            remove_segments(folder)
         self.cgroups = Cgroups(settings.child_memory)
         self._groups: dict[str, Path] = {}
         self._strays = Strays(self._kept, self._attribute, self._was_killed)
         self._memory = MemoryWatch(None if self.cgroups.memory else settings.child_memory)
+
+    def end_left_behind(self, grace: float) -> None:
+        """Let children of an earlier supervisor end, and remove what they have left outside their repos.
+
+        Parameters
+        ----------
+        grace : `float`
+            Seconds that they have to end by themselves.
+        """
+        end_left_behind(self._prefix, grace)
+        for folder in self._settings.local_repos.glob("ppd-*.own"):
+            remove_segments(folder)
 
     def mark(self, d: DetectorVisit) -> str:
         """What the processes of a detector-visit's attempt are known by."""

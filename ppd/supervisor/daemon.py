@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import resource
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -30,9 +29,14 @@ from ..instruments.description import find_description
 from ..messages import (
     ControlReply,
     ControlRequest,
+    DetectorKey,
+    Exported,
     MessageError,
     NurseryPrepared,
+    NurseryReady,
     PrepareNursery,
+    SetAside,
+    SetupFailed,
     decode,
     encode,
 )
@@ -43,8 +47,7 @@ from .child_logs import prune_logs
 from .commands import answer
 from .containment import Containment
 from .counters import Counters
-from .dead_letters import entry_names
-from .exporter import Exported, Exporter, Undeliverable
+from .exporter_keeper import ExporterKeeper
 from .inbox import Inbox
 from .journal import Journal
 from .ledger import Ledger
@@ -56,7 +59,8 @@ from .raw_sources import RawSources, make_sources
 from .recovery import take_up
 from .requests import Released, Resolved
 from .retention import Retention
-from .spool import prepare, ready_entries, used_bytes
+from .spool import clear_building, has_ready, make_folders, ready_entries
+from .spool_watch import SpoolWatch
 from .stalls import LoopWatch
 from .table import State, VisitEntry
 
@@ -66,7 +70,8 @@ EXIT_LEFT_WORK = 6
 """Exit code when work or outputs are left for the next start."""
 
 _TICK_MS = 100
-_SPOOL_CHECK_SECONDS = 1.0
+# How long after our start children of a supervisor that was killed may hand over what they have.
+_LAST_GRACE = 4.0
 _LOG_CHECK_SECONDS = 3600.0
 
 
@@ -92,11 +97,11 @@ class Supervisor:
         self.watch = LoopWatch(self._stalled)
         self.draining = False
         self.stopping = False
-        self.spool_bytes = 0
-        self.dead_letters = 0
+        self._fatal: ConfigurationError | None = None
+        self._exported: dict[str, DetectorKey] = {}
         self._signals: list[int] = []
         self._answers: list[tuple[list[bytes], ControlReply]] = []
-        self._spool_checked = self._logs_checked = -math.inf
+        self._logs_checked = -math.inf
         self._undo = contextlib.ExitStack()
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, lambda s, _: self._signals.append(s))
@@ -126,27 +131,26 @@ class Supervisor:
         description = find_description(settings.instrument, settings.instrument_description)
         self.focal_plane = description.focal_plane
         # Before the nursery: it is in our control group then, wherever that is.
-        self.containment = Containment(settings, self.counters, self._nursery_pids)
+        self.containment = Containment(settings, self.counters, self._own_pids)
         self._undo.callback(self.containment.close, 5.0)
         # The nursery's imports take seconds; they go on while we set up.
         self.nursery = NurseryKeeper(settings)
         self._undo.callback(self.nursery.stop, 8.0)
-        prepare(settings.spool_dir)
-        for path in settings.local_repos.glob("ppd-*"):  # a killed supervisor's children's
-            shutil.rmtree(path, ignore_errors=True)
+        make_folders(settings.spool_dir)
         self.journal = Journal(settings.state_dir / "journal.sqlite3")
         self._undo.callback(self.journal.close)
         self.retention = Retention(self.journal, settings)
         self.inbox = Inbox()
         self.central = CentralReader(settings, description, self.inbox)
         self._undo.callback(self.central.stop, 10.0)
-        self.exporter = Exporter(settings, self.inbox)
-        self._undo.callback(self.exporter.stop, 10.0)
         day = day_obs(time.time())
         if settings.initialize_automatically:
             initialize(settings, day)
         # The primary knows first what ppd-init wrote.
-        check_initialized(self.exporter.butler, settings, day, self.deployment)
+        self.central.on_primary(lambda butler: check_initialized(butler, settings, day, self.deployment))
+        self.exporter = ExporterKeeper(settings)
+        self._undo.callback(self.exporter.stop, 10.0)
+        self.spool_watch = SpoolWatch(settings, self.counters, self.exporter)
         self._open_sockets()
         names = {d.name: d.id for d in description.focal_plane.detectors}
         self.sources = RawSources(make_sources(settings, names, self.inbox.put), names)
@@ -159,10 +163,12 @@ class Supervisor:
             self._send_child,
             self.containment,
             self.sources,
+            lambda: self.spool_watch.has_room,
         )
 
-    def _nursery_pids(self) -> set[int]:
-        return self.nursery.pids if hasattr(self, "nursery") else set()
+    def _own_pids(self) -> set[int]:
+        own = self.nursery.pids if hasattr(self, "nursery") else set()
+        return own | ({self.exporter.pid} if hasattr(self, "exporter") else set())
 
     def _open_sockets(self) -> None:
         folder = self.settings.socket_dir
@@ -196,16 +202,18 @@ class Supervisor:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._undo.callback(signal.set_wakeup_fd, -1)
         try:
-            ready = self.nursery.await_ready(lambda: bool(self._signals))
-            self.central.start(ready.pipelines)
-            take_up(self.journal, self.settings.spool_dir, self.lifecycle, self.admit)
+            # Most of this time, the nursery has been starting anyway.
+            self.containment.end_left_behind(max(0.0, self.started + _LAST_GRACE - time.time()))
+            clear_building(self.settings.spool_dir)
+            take_up(self.settings, self.journal, self.lifecycle, self.admit)
             self._undo.callback(self.sources.stop)
             self.sources.start()
-            self.exporter.start()
             self._undo.enter_context(self.watch)
-            sd_notify("READY=1")
-            _LOG.info("Ready: deployment %s, %d detectors.", self.deployment, len(self.central.detectors))
-            self._loop(wake_read, lambda: self.stopping)
+            seconds = time.time() - self.started
+            _LOG.info("Visits are accepted %.1f s after the start; the nursery is being built.", seconds)
+            self._loop(wake_read, lambda: self.stopping or self._fatal is not None)
+            if self._fatal is not None:
+                raise self._fatal
             return self._wind_up(wake_read)
         finally:
             sd_notify("STOPPING=1")
@@ -216,8 +224,9 @@ class Supervisor:
         deadline = None if seconds is None else time.monotonic() + seconds
         while not enough() and (deadline is None or time.monotonic() < deadline):
             poller = zmq.Poller()
-            for source in (self.children, self.control, self.nursery.fileno(), self.inbox.fileno(), wake):
-                if source != -1:  # no nursery now
+            pipes = (self.nursery.fileno(), self.exporter.fileno(), self.inbox.fileno(), wake)
+            for source in (self.children, self.control, *pipes):
+                if source != -1:  # no nursery, or no exporter, now
                     poller.register(source, zmq.POLLIN)
             ready = dict(poller.poll(_TICK_MS))
             self.watch.begin()
@@ -227,14 +236,16 @@ class Supervisor:
             for step in (
                 self._take_children,
                 self._take_nursery,
+                self._take_exporter,
                 self._take_inbox,
                 self._take_control,
                 self.lifecycle.turn,
-                self._check_spool,
+                self.spool_watch.look,
                 self._check_logs,
                 self.nursery.flush,
                 self.journal.commit,
                 self.retention.turn,
+                self._discard_exported,
                 self._send_answers,
             ):
                 self._guarded(step)
@@ -248,7 +259,7 @@ class Supervisor:
 
     def idle(self) -> bool:
         """Whether nothing is left to do."""
-        return not self.lifecycle.table.unfinished() and not ready_entries(self.settings.spool_dir)
+        return not self.lifecycle.table.unfinished() and not has_ready(self.settings.spool_dir)
 
     def drain(self) -> None:
         """Take no more visits, and export without waiting for fuller batches."""
@@ -267,7 +278,8 @@ class Supervisor:
         self._loop(wake, lambda: not any(d.state is State.RUNNING for d in table.live()), grace)
         self.lifecycle.terminate_all("ppd stops", signal.SIGTERM)
         self._loop(wake, lambda: not table.live(), self.settings.kill_grace + 3.0)
-        self._loop(wake, lambda: not ready_entries(self.settings.spool_dir), min(grace, 10.0))
+        self._loop(wake, lambda: not has_ready(self.settings.spool_dir), min(grace, 10.0))
+        # What it exports at the last moment is reported again by the next start's.
         self.exporter.stop(10.0)
         self.nursery.stop(8.0)
         self._guarded(self._take_inbox)
@@ -328,15 +340,45 @@ class Supervisor:
 
     def _take_nursery(self) -> None:
         for message in self.nursery.receive():
-            if isinstance(message, NurseryPrepared):
+            if isinstance(message, NurseryReady) and not self.central.started:
+                self.central.start(message.pipelines)
+                sd_notify("READY=1")
+                _LOG.info("Ready: deployment %s, %d detectors.", self.deployment, len(self.central.detectors))
+            elif isinstance(message, SetupFailed) and not self.central.started:
+                self._fatal = ConfigurationError(message.reason)
+            elif isinstance(message, NurseryPrepared):
                 for holder in self.nursery.prepared(message):
                     self.central.request(Released(holder))
             else:
                 self.lifecycle.nursery_said(message)
         orphans = self.nursery.check()
-        if orphans is not None:
+        if orphans is not None and not self.central.started and not self.nursery.was_killed:
+            # What is wrong with the first one will not go away.
+            self._fatal = self._fatal or ConfigurationError(
+                "The nursery ended before it was ready; its error is in the log."
+            )
+        elif orphans is not None:
             self.counters.error("nursery_restarts", "nursery", "the nursery ended unasked")
             self.lifecycle.nursery_lost(orphans)
+
+    def _take_exporter(self) -> None:
+        for message in self.exporter.receive():
+            if isinstance(message, Exported):
+                # Also if the journal should not take all of it: what is not said here is said again.
+                self._guarded(lambda message=message: self.lifecycle.exported(message))
+                self._exported.update({e.entry: e.key for e in message.entries})
+            elif isinstance(message, SetAside):
+                self._guarded(lambda message=message: self.lifecycle.undeliverable(message))
+
+    def _discard_exported(self) -> None:
+        """Let exported hand-overs go, once the journal has that they are."""
+        if self._exported and self.journal.trouble is None:
+            # One whose child's end is still to be heard of would seem to have handed over nothing.
+            done = [entry for entry, key in self._exported.items() if self.lifecycle.settled(key)]
+            self.exporter.discard(done)
+            for entry in done:
+                del self._exported[entry]
+        self.exporter.flush()
 
     def _take_inbox(self) -> None:
         for item in self.inbox.drain():
@@ -350,10 +392,6 @@ class Supervisor:
             self.lifecycle.inputs.resolved(item)
         elif isinstance(item, PrepareNursery):
             self.nursery.prepare(item)
-        elif isinstance(item, Exported):
-            self.lifecycle.exported(item)
-        elif isinstance(item, Undeliverable):
-            self.lifecycle.undeliverable(item)
 
     def _take_control(self) -> None:
         for _ in range(200):
@@ -389,13 +427,6 @@ class Supervisor:
     def _send_child(self, identity: bytes, message: pydantic.BaseModel) -> None:
         with contextlib.suppress(zmq.ZMQError):
             self.children.send_multipart([identity, encode(message)], zmq.NOBLOCK)
-
-    def _check_spool(self) -> None:
-        now = time.monotonic()
-        if now > self._spool_checked + _SPOOL_CHECK_SECONDS:
-            self._spool_checked = now
-            self.spool_bytes = used_bytes(self.settings.spool_dir)
-            self.dead_letters = len(entry_names(self.settings.spool_dir))
 
     def _check_logs(self) -> None:
         now = time.monotonic()

@@ -100,8 +100,17 @@ class Dispatcher:
             else:
                 self._send(holder.identity, PermitGrant())
 
-    def fork_waiting(self, now: float) -> None:
-        """Fork those whose turn it is, and let those that have waited too long fail."""
+    def fork_waiting(self, now: float, room: bool = True) -> None:
+        """Fork those whose turn it is, and let those that have waited too long fail.
+
+        Parameters
+        ----------
+        now : `float`
+            Monotonic seconds.
+        room : `bool`, optional
+            Whether there is room on the disk: children would fail one after
+            the other, and use up their tries.
+        """
         waiting = []
         for d in self._table:
             if d.state is not State.WAITING or d.not_before > now:
@@ -114,7 +123,7 @@ class Dispatcher:
                 # It may not be run again, but what it may have changed has to be known.
                 d.predecessor = d.predecessor.model_copy(update={"last": True})
             waiting.append(d)
-        if not waiting:
+        if not waiting or not room:
             return
         turn = plan_forks(waiting, self._table.live(), self._settings.slots, self._claim, time.time())
         for d in turn.fork:

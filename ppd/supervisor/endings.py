@@ -98,6 +98,10 @@ class Endings:
         """Let a detector-visit fail for good."""
         if d.state is State.FAILED:
             return
+        if d.predecessor is not None and Path(d.predecessor.local_repo).exists():
+            # No child could be had to look into it.
+            shutil.rmtree(d.predecessor.local_repo, ignore_errors=True)
+            reason = f"{reason}; what a killed attempt may have made is lost ({d.predecessor.reason})"
         if d.lost_cause:
             # It has been counted; now its outputs are lost too.
             reason = f"{d.lost_cause}; {reason}"
@@ -139,21 +143,22 @@ class Endings:
         if said is not None and not said.entry and said.success:
             return said
         ready = find_ready(Path(self._settings.spool_dir), d.key)
-        if ready is not None or d.exported:
+        if ready is not None or d.exported or d.set_aside:
             if said is not None and said.entry:
                 return said
             # Ended between the hand-over and its last message: nothing is
             # lost, and another try would make the same outputs twice.
             success = ready is None or ready.success
+            why = ready.reason if ready is not None else ""
             return ChildDone(
                 key=d.key,
                 success=success,
                 entry=d.key.file_name,
                 failure=None if success else "final",
-                reason=self._why(said, success),
+                reason=self._why(said, success) if said or not why else why,
             )
         if not d.looked_for:
-            # The exporter reports first and takes it out of the spool afterwards.
+            # The exporter sets one aside first and says so afterwards.
             d.looked_for = True
             return None
         ending = f"its child ended by {_ending(d.exit_code)} while {d.phase or 'starting'}"
@@ -194,6 +199,8 @@ class Endings:
             # The exporter can be faster than the news of the child's end.
             state = State.FAILED if d.lost_cause else State.EXPORTED
         self._ledger.change(d, state, reason=reason, pipeline=done.pipeline)
+        if d.set_aside:
+            self.fail(d, d.set_aside)
 
     def _may_retry(self, d: DetectorVisit) -> bool:
         if d.predecessor is not None and d.predecessor.last:

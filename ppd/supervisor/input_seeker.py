@@ -63,7 +63,9 @@ class InputSeeker:
         if entry.resolve_at is not None and now >= entry.resolve_at:
             entry.resolve_at = None
             self._resolve(entry)
-        if not entry.over and now > entry.taken_on + self._settings.inputs_timeout:
+        # Nobody has looked before the nursery was built for the first time.
+        begun = max(entry.taken_on, self._central.started_at or now)
+        if not entry.over and now > begun + self._settings.inputs_timeout:
             self._give_up_inputs(entry)
 
     def resolved(self, answer: Resolved) -> None:

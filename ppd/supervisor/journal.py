@@ -17,6 +17,7 @@ from typing import Any
 
 from ..deployment import day_obs as day_obs_of
 from ..errors import ConfigurationError, JournalError
+from ..messages import DetectorKey
 from .journal_schema import SCHEMA_VERSION, migrate
 
 _LOG = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class UnfinishedVisit:
     """Accepted and neither handed over nor failed."""
     handed_over: tuple[int, ...]
     """Handed over, and not known to be exported."""
-    attempts: Mapping[int, int]
+    attempts: Mapping[int, int] = dataclasses.field(default_factory=dict)
     """The last attempt at each of these."""
 
 
@@ -220,6 +221,23 @@ class Journal:
         )
         return {int(row[0]) for row in rows}
 
+    def state_of(self, instrument: str, group: str, detector: int) -> str | None:
+        """State of a detector-visit as it was last committed; `None`: it was never accepted."""
+        row = self._db.execute(
+            "SELECT state FROM detector_visit WHERE instrument=? AND group_name=? AND detector=?",
+            (instrument, group, detector),
+        ).fetchone()
+        return None if row is None else str(row[0])
+
+    def named(self, entry: str) -> list[DetectorKey]:
+        """Find whose hand-over has a name in the spool, among those that are not over."""
+        rows = self._db.execute(
+            "SELECT instrument, group_name, detector, attempt FROM detector_visit"
+            " WHERE state NOT IN ('exported', 'failed')"
+        )
+        keys = (DetectorKey(instrument=i, group=g, detector=d, attempt=a) for i, g, d, a in rows)
+        return [key for key in keys if key.file_name == entry]
+
     def unfinished(self) -> list[UnfinishedVisit]:
         """List what an earlier supervisor did not finish, oldest first."""
         rows = self._db.execute(
@@ -249,8 +267,8 @@ class Journal:
             )
         return visits
 
-    def state_of(self, instrument: str, group: str, detector: int) -> tuple[str, str] | None:
-        """Look up state and reason of a detector-visit; `None`: nothing is known of it."""
+    def standing(self, instrument: str, group: str, detector: int) -> tuple[str, str] | None:
+        """Look up state and reason of a detector-visit as they are now; `None`: nothing is known of it."""
         self.commit()
         row = self._db.execute(
             "SELECT state, reason FROM detector_visit WHERE instrument=? AND group_name=? AND detector=?",

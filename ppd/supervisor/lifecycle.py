@@ -24,6 +24,8 @@ from ..messages import (
     ChildReady,
     DetectorKey,
     Exited,
+    Exported,
+    ExportedEntry,
     Forked,
     ForkRequest,
     MessageError,
@@ -31,6 +33,7 @@ from ..messages import (
     PermitReturn,
     PhaseEvent,
     RawArrived,
+    SetAside,
 )
 from ..sources.raws import Candidate
 from .central import CentralReader
@@ -38,13 +41,12 @@ from .containment import Containment
 from .deadlines import check_time, terminate
 from .dispatcher import Dispatcher
 from .endings import Endings
-from .exporter import Exported, Undeliverable
 from .input_seeker import InputSeeker
 from .ledger import Ledger
 from .raw_sources import RawSources
 from .raws import RawTable
 from .requests import Released
-from .table import LIVE, DetectorVisit, State, VisitEntry, VisitTable
+from .table import LIVE, OVER, DetectorVisit, State, VisitEntry, VisitTable
 
 _LOG = logging.getLogger(__name__)
 
@@ -84,6 +86,8 @@ class Lifecycle:
         Looks after what children leave behind.
     sources : `ppd.supervisor.raw_sources.RawSources`
         Look for raws.
+    has_room : callable, optional
+        Whether there is room on the disk for what children write.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Lifecycle:
         send: Callable[[bytes, pydantic.BaseModel], None],
         containment: Containment,
         sources: RawSources,
+        has_room: Callable[[], bool] = lambda: True,
     ):
         self.settings = settings
         self.ledger = ledger
@@ -112,6 +117,7 @@ class Lifecycle:
         self._send = send
         self._containment = containment
         self._sources = sources
+        self._has_room = has_room
 
     # Visits and inputs
 
@@ -136,6 +142,11 @@ class Lifecycle:
         self.counters.add("visits_accepted")
         with bound(group=visit.groupId):
             _LOG.info("Visit %s accepted for %d detectors.", visit.identity, len(entry.detectors))
+        self.take_on(entry)
+
+    def take_on(self, entry: VisitEntry) -> None:
+        """Take on a visit that the journal has: ask for its inputs, and look for its raws."""
+        visit = entry.visit
         delay = _GATHER_SECONDS if entry.fanned_out else 0.0
         for detector in entry.detectors:
             # Raws that came before have found their visit: they don't expire.
@@ -244,46 +255,57 @@ class Lifecycle:
     # Outputs
 
     def exported(self, report: Exported) -> None:
-        """Note that central has some outputs."""
-        for key, datasets, success in report.entries:
+        """Note that central has some outputs; to be told again changes nothing."""
+        for entry in report.entries:
+            key = entry.key
             d = self.table.get(key.group, key.detector)
-            detail = {"datasets": datasets, "seconds": report.seconds, "batch": len(report.entries)}
+            current = d is not None and d.attempt == key.attempt
+            if d.exported if current and d is not None else self._is_over(key):
+                continue  # the exporter, or we, had ended before it could be discarded
+            detail = {"datasets": entry.datasets, "seconds": report.seconds, "batch": len(report.entries)}
             self.ledger.journal.event(key.instrument, key.group, key.detector, "exported", detail)
-            self.counters.add("datasets_exported", datasets)
+            self.counters.add("datasets_exported", entry.datasets)
             if d is None:
-                self._exported_for_another(key, success)
-            elif d.attempt == key.attempt:
+                self._exported_for_another(entry)
+            elif current:
                 d.exported = True
                 if d.state is State.HANDED_OVER:
                     final = State.FAILED if d.lost_cause else State.EXPORTED
                     self.ledger.change(d, final, reason=d.lost_cause or d.remark or None)
 
-    def _exported_for_another(self, key: DetectorKey, success: bool) -> None:
+    def settled(self, key: DetectorKey) -> bool:
+        """Whether it stands in the journal what became of an attempt that was exported."""
+        d = self.table.of_key(key)
+        return d is None or d.state in OVER
+
+    def _is_over(self, key: DetectorKey) -> bool:
+        return self.ledger.journal.state_of(key.instrument, key.group, key.detector) in ("exported", "failed")
+
+    def _exported_for_another(self, entry: ExportedEntry) -> None:
         """Note that central has a hand-over that an earlier supervisor left."""
+        key = entry.key
         state, reason = "exported", None
-        if not success:
-            known = self.ledger.journal.state_of(key.instrument, key.group, key.detector)
-            state, reason = "failed", known[1] if known else ""
-            if not reason:
-                reason = "its pipeline failed; ppd ended before it heard why, the child's log has it"
-                self.counters.error("failed", str(key), reason)
+        if not entry.success:
+            state, reason = "failed", entry.reason or "its pipeline failed; the child's log has it"
+            self.counters.error("failed", str(key), reason)
         self.ledger.journal.state(
             key.instrument, key.group, key.detector, state, attempt=key.attempt, reason=reason
         )
 
-    def undeliverable(self, report: Undeliverable) -> None:
+    def undeliverable(self, report: SetAside) -> None:
         """Note that outputs can't be exported."""
         what = str(report.key) if report.key else report.entry
         self.counters.error("dead_letters", what, report.reason)
-        _LOG.error("Hand-over %s was set aside: %s", report.entry, report.reason)
+        _LOG.error("Hand-over %s (%s) was set aside: %s", report.entry, report.fault, report.reason)
         reason = f"its outputs can't be exported: {report.reason}"
-        key = report.key
-        d = self.table.of_key(key) if key else None
-        if key is None:  # its name has to do
-            d = next((d for d in self.table if d.key.file_name == report.entry), None)
-        if d is not None:
-            self.endings.fail(d, reason)
-        elif key is not None:
+        for d in self.table:
+            # What has no readable manifest still has its name.
+            if d.key == report.key or d.key.file_name == report.entry:
+                d.set_aside = reason
+                if d.state is State.HANDED_OVER:
+                    self.endings.fail(d, reason)
+                return
+        for key in [report.key] if report.key else self.ledger.journal.named(report.entry):
             self.ledger.journal.state(
                 key.instrument, key.group, key.detector, "failed", attempt=key.attempt, reason=reason
             )
@@ -305,7 +327,7 @@ class Lifecycle:
                 for message in check_time(d, now, self.settings):
                     self._send(d.identity or b"", message)
         if not self.endings.stopping:
-            self.dispatcher.fork_waiting(now)
+            self.dispatcher.fork_waiting(now, self._has_room())
         self.dispatcher.grant(now)
         for candidate in self.raws.expire():
             self.counters.error("raws_unmatched", candidate.uri, "no visit was announced for it")

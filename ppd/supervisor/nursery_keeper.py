@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 
 from ..config import Settings
-from ..errors import ConfigurationError
 from ..messages import Exited, ForkRequest, NurseryPrepared, NurseryReady, PrepareNursery, SetupFailed
 from .nursery_client import NurseryClient
 from .succession import Succession
@@ -70,45 +69,15 @@ class NurseryKeeper:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._begin()
 
-    def await_ready(self, interrupted: Any) -> NurseryReady:
-        """Wait for the first nursery.
-
-        Parameters
-        ----------
-        interrupted : callable
-            Tells whether to give up.
-
-        Returns
-        -------
-        ready : `ppd.messages.NurseryReady`
-            What it has built.
-
-        Raises
-        ------
-        ppd.errors.ConfigurationError
-            Raised if it can't be had: what is wrong will not go away.
-        KeyboardInterrupt
-            Raised if interrupted.
-        """
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            for message in self._client.receive():
-                if isinstance(message, SetupFailed):
-                    raise ConfigurationError(message.reason)
-                if isinstance(message, NurseryReady):
-                    self._is_ready(message)
-                    return message
-            if not self._client.alive():
-                raise ConfigurationError("The nursery ended before it was ready; its error is in the log.")
-            if interrupted():
-                raise KeyboardInterrupt
-            time.sleep(0.02)
-        raise ConfigurationError(f"The nursery was not ready in {_START_SECONDS:.0f} s.")
-
     @property
     def pid(self) -> int:
         """Process ID of the last nursery."""
         return self._client.pid
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the last nursery was ended by a signal: another may do better."""
+        return (self._client.returncode or 0) < 0
 
     @property
     def pids(self) -> set[int]:
@@ -241,7 +210,9 @@ class NurseryKeeper:
 
     def _adopt(self, now: float) -> set[int]:
         # The kernel has sent SIGTERM to its children and given them to us.
-        found = {p.pid for p in psutil.Process().children()} - {self.pid} - self._succession.pids
+        # The supervisor's other helpers are in its own session; nurseries and their children are not.
+        found = {p.pid for p in psutil.Process().children() if _session(p.pid) != os.getsid(0)}
+        found -= {self.pid} | self._succession.pids
         self._orphans.update(dict.fromkeys(found, now))
         return found
 
@@ -259,3 +230,10 @@ class NurseryKeeper:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         return ended
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-__all__ = ["take_up"]
+__all__ = ["clear_local_repos", "take_up"]
 
+import dataclasses
 import logging
+import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from ..config import Settings
 from ..errors import PpdError, StaleVisitError
-from ..messages import DetectorKey
-from .dead_letters import find_letter
+from ..messages import DetectorKey, Predecessor
+from .dead_letters import list_letters, own_name
 from .journal import Journal, UnfinishedVisit
 from .lifecycle import Lifecycle
 from .spool import read_manifest, ready_entries
-from .table import VisitEntry
+from .table import DetectorVisit, VisitEntry
 
 _LOG = logging.getLogger(__name__)
+
+_KILLED = "ppd itself ended while its main pipeline ran"
 
 Admit = Callable[[Any, float | None, Iterable[int] | None], VisitEntry]
 """Validates a message that was first accepted at a time, for some detectors."""
 
 
-def take_up(journal: Journal, spool: Path, lifecycle: Lifecycle, admit: Admit) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What is on disk of an earlier supervisor's work."""
+
+    ready: dict[tuple[str, str, int], int]
+    """Attempt of each detector-visit whose outputs wait in the spool."""
+    set_aside: dict[str, str]
+    """Reason of each dead letter by name."""
+
+
+def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: Admit) -> None:
     """Take up unfinished visits, or account for them.
 
     After this, each detector-visit that the journal has as unfinished is
@@ -33,69 +48,144 @@ def take_up(journal: Journal, spool: Path, lifecycle: Lifecycle, admit: Admit) -
 
     Parameters
     ----------
+    settings : `ppd.config.Settings`
+        Where the spool and the local repos are.
     journal : `ppd.supervisor.journal.Journal`
         What was accepted.
-    spool : `pathlib.Path`
-        Root of the spool.
     lifecycle : `ppd.supervisor.lifecycle.Lifecycle`
         Takes visits on.
     admit : callable
         See `Admit`.
     """
-    waiting = _handed_over(spool)
+    found = _Found(_handed_over(settings.spool_dir), _dead_letters(settings.spool_dir))
+    kept = set()
     for left in journal.unfinished():
         again = []
         for detector in (*left.handed_over, *left.detectors):
             where = (left.instrument, left.group, detector)
-            if where in waiting:
+            key = _key(left, detector)
+            if where in found.ready:
                 # Also one that was killed before the journal knew of it.
-                journal.state(*where, "handed_over", attempt=waiting[where])
-            elif (letter := find_letter(spool, _key(left, detector))) is not None:
-                # Killed before the journal knew of it.
-                reason = f"its outputs can't be exported: {letter.reason}"
-                lifecycle.counters.error("failed", f"{left.group}/{detector}", reason)
-                journal.state(*where, "failed", attempt=left.attempts[detector], reason=reason)
+                journal.state(*where, "handed_over", attempt=found.ready[where])
+            elif key.file_name in found.set_aside:
+                reason = f"its outputs can't be exported: {found.set_aside[key.file_name]}"
+                _fail(lifecycle, left, [detector], reason)
             elif detector in left.handed_over:
-                # The spool forgets a hand-over only once central has it.
-                journal.state(*where, "exported", attempt=1)
+                # A hand-over is discarded only once the journal has that it is exported.
+                reason = f"its hand-over is gone from the spool {settings.spool_dir}, and was not exported"
+                _fail(lifecycle, left, [detector], reason)
             else:
                 again.append(detector)
         if again:
-            _accept_again(journal, lifecycle, admit, left, again)
+            kept |= _accept_again(settings, lifecycle, admit, left, again)
+    journal.commit()
+    clear_local_repos(settings.local_repos, kept)
+
+
+def clear_local_repos(folder: Path, kept: Collection[Path]) -> None:
+    """Remove local repos of an earlier supervisor's children.
+
+    Parameters
+    ----------
+    folder : `pathlib.Path`
+        Where local repos are.
+    kept : collection of `pathlib.Path`
+        Repos that are to be looked into.
+    """
+    for path in folder.glob("ppd-*"):
+        # A nursery's folder has its process in its name: that of ours is in use.
+        if path not in kept and not _of_living_nursery(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _accept_again(
-    journal: Journal, lifecycle: Lifecycle, admit: Admit, left: UnfinishedVisit, detectors: list[int]
-) -> None:
+    settings: Settings, lifecycle: Lifecycle, admit: Admit, left: UnfinishedVisit, detectors: list[int]
+) -> set[Path]:
+    """Take detector-visits on again; return the repos that their next children look into."""
     try:
         entry = admit(left.message, left.accepted, detectors)
-        if any(d.expires < time.time() for d in entry.detectors.values()):
-            raise StaleVisitError(f"Visit {entry.visit.identity} expired while ppd was down.")
-        for d in entry.detectors.values():
-            # Not the first attempt: the APDB is asked before it runs.
-            d.attempt = 2
-        lifecycle.accept(entry, "recovery")
+    except PpdError as e:
+        _give_up(lifecycle, left, detectors, e)
+        return set()
+    expired, kept = [], set[Path]()
+    for number, d in list(entry.detectors.items()):
+        repo = _remains(settings, left, number)
+        if d.expires < time.time() and repo is None:
+            expired.append(number)
+            del entry.detectors[number]
+            continue
+        _as_next_attempt(d, left.attempts.get(number, 1), repo)
+        if repo is not None:
+            kept.add(repo)
+    missing = [n for n in detectors if n not in entry.detectors and n not in expired]
+    if expired:
+        stale = StaleVisitError(f"Visit {entry.visit.identity} expired while ppd was down.")
+        _give_up(lifecycle, left, expired, stale)
+    if missing:
+        _give_up(lifecycle, left, missing, PpdError("the configuration has no pipeline for it any more"))
+    if entry.detectors:
+        # It is in the journal already: a disk that is full now must not make it fail.
+        lifecycle.take_on(entry)
+        journal = lifecycle.ledger.journal
+        journal.event(left.instrument, left.group, None, "accepted", {"source": "recovery"})
         for d in entry.detectors.values():
             lifecycle.ledger.change(d, d.state, reason="taken up again by a new start")
+        lifecycle.counters.add("visits_taken_up")
         _LOG.warning(
-            "Visit %s is taken up again for %d detectors.", entry.visit.identity, len(entry.detectors)
+            "Visit %s is taken up again for %d detectors; what %d of them have left is looked into.",
+            entry.visit.identity,
+            len(entry.detectors),
+            len(kept),
         )
-    except PpdError as e:
-        _LOG.error("Visit %s group %s is not taken up again: %s", left.instrument, left.group, e)
-        for detector in detectors:
-            reason = f"not taken up again: {e}"
-            lifecycle.counters.error("failed", f"{left.group}/{detector}", reason)
-            journal.state(left.instrument, left.group, detector, "failed", attempt=1, reason=reason)
+    return kept
+
+
+def _as_next_attempt(d: DetectorVisit, last: int, repo: Path | None) -> None:
+    # Not the first attempt: the APDB is asked before it runs.
+    d.attempt = last + 1
+    # It was not its fault: this counts as no retry.
+    d.put_backs = 1
+    if repo is not None:
+        # It may not be run again then, but what it may have changed has to be known.
+        expired = d.expires < time.time()
+        d.predecessor = Predecessor(local_repo=str(repo), reason=_KILLED, last=expired)
+
+
+def _remains(settings: Settings, left: UnfinishedVisit, detector: int) -> Path | None:
+    """Find the last local repo of a detector-visit: its main pipeline may have begun there."""
+    last = _key(left, detector)
+    for attempt in range(last.attempt, 0, -1):
+        name = last.model_copy(update={"attempt": attempt}).file_name
+        repo = settings.local_repos / f"ppd-{name}"
+        if repo.is_dir():
+            return repo
+    return None
 
 
 def _key(left: UnfinishedVisit, detector: int) -> DetectorKey:
     return DetectorKey(
-        instrument=left.instrument, group=left.group, detector=detector, attempt=left.attempts[detector]
+        instrument=left.instrument,
+        group=left.group,
+        detector=detector,
+        attempt=left.attempts.get(detector, 1),
     )
 
 
+def _give_up(lifecycle: Lifecycle, left: UnfinishedVisit, detectors: list[int], error: PpdError) -> None:
+    _LOG.error("Visit %s group %s is not taken up again: %s", left.instrument, left.group, error)
+    _fail(lifecycle, left, detectors, f"not taken up again: {error}")
+
+
+def _fail(lifecycle: Lifecycle, left: UnfinishedVisit, detectors: Iterable[int], reason: str) -> None:
+    journal = lifecycle.ledger.journal
+    for detector in detectors:
+        where = (left.instrument, left.group, detector)
+        lifecycle.counters.error("failed", f"{left.group}/{detector}", reason)
+        journal.event(*where, "failed", {"reason": reason})
+        journal.state(*where, "failed", attempt=left.attempts.get(detector, 1), reason=reason)
+
+
 def _handed_over(spool: Path) -> dict[tuple[str, str, int], int]:
-    """Attempt of each detector-visit whose outputs wait in the spool."""
     found = {}
     for entry in ready_entries(spool):
         try:
@@ -104,3 +194,12 @@ def _handed_over(spool: Path) -> dict[tuple[str, str, int], int]:
             continue  # the exporter sets it aside
         found[key.instrument, key.group, key.detector] = key.attempt
     return found
+
+
+def _dead_letters(spool: Path) -> dict[str, str]:
+    return {own_name(letter.entry): letter.reason for letter in list_letters(spool)}
+
+
+def _of_living_nursery(path: Path) -> bool:
+    pid = path.name.removeprefix("ppd-nursery-").partition("-")[0]
+    return path.name.startswith("ppd-nursery-") and pid.isdigit() and Path(f"/proc/{pid}").exists()

@@ -1,18 +1,29 @@
-"""The spool as the supervisor sees it: hand-overs that wait for export."""
+"""The spool as supervisor and exporter see it: hand-overs that wait for export.
+
+A hand-over is a folder in ``ready``.  One rename makes it one (from
+``building``, by a child), and one makes it none (to ``building`` again, when
+central has it, or to ``dead-letters``).
+"""
 
 from __future__ import annotations
 
 __all__ = [
+    "Backlog",
+    "CorruptHandOverError",
     "Manifest",
+    "Waiting",
+    "clear_building",
     "discard",
     "find_ready",
-    "prepare",
+    "has_ready",
+    "make_folders",
     "read_manifest",
     "ready_entries",
-    "used_bytes",
+    "verify",
 ]
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -21,7 +32,12 @@ from typing import Any
 
 import pydantic
 
+from ..checksums import checksum_of, checksum_of_file
 from ..messages import DetectorKey
+
+
+class CorruptHandOverError(ValueError):
+    """Raised when a hand-over is not what its child made."""
 
 
 class Manifest(pydantic.BaseModel):
@@ -38,22 +54,74 @@ class Manifest(pydantic.BaseModel):
     bytes: int
     success: bool = True
     """Whether these are the outputs of a pipeline that ran to its end."""
+    reason: str = ""
+    """Why it did not."""
+    checksums: dict[str, str] = pydantic.Field(default_factory=dict)
+    """Checksum of each file by name, as `ppd.checksums` makes them."""
 
 
-def prepare(spool: Path) -> None:
-    """Make the spool's folders, and drop what a killed child left half-built."""
-    shutil.rmtree(spool / "building", ignore_errors=True)
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """A hand-over that waits for export."""
+
+    path: Path
+    since: float
+    """When it was handed over, Unix seconds."""
+    bytes: int
+    """Of all its files."""
+
+
+class Backlog:
+    """The hand-overs in the spool; each is looked at once, however often the whole is asked for.
+
+    Parameters
+    ----------
+    spool : `pathlib.Path`
+        Root of the spool.
+    folder : `str`, optional
+        Which hand-overs: ``ready`` or ``dead-letters``.
+    """
+
+    def __init__(self, spool: Path, folder: str = "ready"):
+        self._ready = spool / folder
+        self._known: dict[str, Waiting] = {}
+
+    def look(self) -> list[Waiting]:
+        """List the hand-overs, oldest first."""
+        names = {entry.name for entry in os.scandir(self._ready)}
+        for gone in self._known.keys() - names:
+            del self._known[gone]
+        for name in names - self._known.keys():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # exported meanwhile
+                path = self._ready / name
+                size = sum(f.stat().st_size for f in os.scandir(path))
+                manifest = path / "manifest.json"
+                since = (manifest if manifest.exists() else path).stat().st_mtime
+                self._known[name] = Waiting(path, since, size)
+        return sorted(self._known.values(), key=lambda w: (w.since, w.path.name))
+
+
+def clear_building(spool: Path) -> None:
+    """Drop what killed children left half-built; none of them may live any more."""
+    for path in (spool / "building").iterdir():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def make_folders(spool: Path) -> None:
+    """Make the spool's folders."""
     for name in ("building", "ready", "dead-letters"):
         (spool / name).mkdir(parents=True, exist_ok=True)
 
 
 def ready_entries(spool: Path) -> list[Path]:
     """List the hand-overs that wait, oldest first."""
-    found = []
-    for path in (spool / "ready").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # exported meanwhile
-            found.append(((path / "manifest.json").stat().st_mtime, path.name, path))
-    return [path for _, _, path in sorted(found)]
+    return [waiting.path for waiting in Backlog(spool).look()]
+
+
+def has_ready(spool: Path) -> bool:
+    """Whether any hand-over waits."""
+    with os.scandir(spool / "ready") as found:
+        return any(True for _ in found)
 
 
 def read_manifest(entry: Path) -> Manifest:
@@ -62,11 +130,34 @@ def read_manifest(entry: Path) -> Manifest:
     Raises
     ------
     ValueError
-        Raised if it is not a manifest.
+        Raised if it is not the manifest that was written.
     OSError
         Raised if it can't be read.
     """
-    return Manifest.model_validate(json.loads((entry / "manifest.json").read_text()))
+    data = (entry / "manifest.json").read_bytes()
+    with contextlib.suppress(FileNotFoundError):  # of an earlier version of ppd
+        if (entry / "manifest.sum").read_text().strip() != checksum_of(data):
+            raise CorruptHandOverError("manifest.json is not what was written: its checksum differs")
+    return Manifest.model_validate(json.loads(data))
+
+
+def verify(entry: Path, manifest: Manifest) -> None:
+    """See that the files of a hand-over are what its child wrote.
+
+    Raises
+    ------
+    CorruptHandOverError
+        Raised if one is missing or has another content.
+    OSError
+        Raised if one can't be read now.
+    """
+    for name, expected in manifest.checksums.items():
+        try:
+            found = checksum_of_file(entry / name)
+        except FileNotFoundError:
+            raise CorruptHandOverError(f"{name} is missing") from None
+        if found != expected:
+            raise CorruptHandOverError(f"{name} is not what was written: its checksum differs")
 
 
 def find_ready(spool: Path, key: DetectorKey) -> Manifest | None:
@@ -83,16 +174,6 @@ def discard(entry: Path) -> None:
     One rename makes it no longer a hand-over, whatever happens to the rest.
     """
     grave = entry.parent.parent / "building" / f"done-{entry.name}"
+    shutil.rmtree(grave, ignore_errors=True)
     entry.rename(grave)
     shutil.rmtree(grave, ignore_errors=True)
-
-
-def used_bytes(spool: Path) -> int:
-    """Bytes of all hand-overs that wait or were set aside."""
-    total = 0
-    for folder in ("ready", "dead-letters"):
-        for parent, _, names in os.walk(spool / folder):
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):  # exported meanwhile
-                    total += (Path(parent) / name).stat().st_size
-    return total

@@ -9,7 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from .spool import ready_entries
+from .dead_letters import entry_names
 from .table import LIVE
 
 if TYPE_CHECKING:
@@ -49,16 +49,18 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
             }
         )
     live = [d for d in life.table if d.state in LIVE]
-    entries = len(ready_entries(settings.spool_dir))
+    spool = supervisor.spool_watch
     faults = []
     if supervisor.exporter.trouble:
         faults.append(f"export: {supervisor.exporter.trouble}")
     if supervisor.central.status.trouble:
         faults.append(f"replica: {supervisor.central.status.trouble}")
-    if supervisor.spool_bytes > 0.8 * settings.spool_max_bytes:
-        faults.append("the spool is nearly full")
-    if supervisor.dead_letters:
-        faults.append(f"{supervisor.dead_letters} dead letters: see ppdctl dead-letters list")
+    faults += filter(None, [spool.fault()])
+    letters = len(entry_names(settings.spool_dir))
+    if letters:
+        faults.append(f"{letters} dead letters: see ppdctl dead-letters list")
+    if supervisor.exporter.state.deferred:
+        faults.append(f"export: {supervisor.exporter.state.deferred} hand-overs fail and are tried again")
     if not supervisor.nursery.ready:
         faults.append(f"nursery: {supervisor.nursery.trouble or 'it is starting'}")
     if supervisor.journal.trouble:
@@ -96,10 +98,11 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         },
         "inherited": dataclasses.asdict(supervisor.nursery.inherited),
         "spool": {
-            "entries": entries,
-            "bytes": supervisor.spool_bytes,
+            "entries": spool.entries,
+            "bytes": spool.bytes,
+            "deferred": supervisor.exporter.state.deferred,
             "max_bytes": settings.spool_max_bytes,
-            "dead_letters": supervisor.dead_letters,
+            "dead_letters": letters,
         },
         "loop": supervisor.watch.describe(),
         "raws_waiting": life.raws.unmatched,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Stray", "Strays", "kill_family", "kill_left_behind", "signal_group"]
+__all__ = ["Stray", "Strays", "end_left_behind", "kill_family", "signal_group"]
 
 import contextlib
 import dataclasses
@@ -116,20 +116,28 @@ class Strays:
             _LOG.error("Processes that children have left do not end: %s", list(self._strays.values()))
 
 
-def kill_left_behind(prefix: str) -> int:
-    """End what children of an earlier supervisor have left; bounded.
+def end_left_behind(prefix: str, grace: float) -> int:
+    """Let children of an earlier supervisor end, and end what is left of them; bounded.
+
+    Their nursery has told them to end when its supervisor was gone; one that
+    is handing over its outputs does so first.
 
     Parameters
     ----------
     prefix : `str`
         What the marks of this supervisor's children begin with; no other that
         uses it runs.
+    grace : `float`
+        Seconds that they have to end by themselves.
 
     Returns
     -------
     killed : `int`
-        How many there were.
+        How many had to be killed.
     """
+    end = time.monotonic() + grace
+    while time.monotonic() < end and any(mark_of(pid).startswith(prefix) for pid in all_processes()):
+        time.sleep(0.05)
     killed: set[int] = set()
     deadline = time.monotonic() + _OLD_SECONDS
     while time.monotonic() < deadline:

@@ -93,6 +93,8 @@ class DetectorVisit:
     reason: str = ""
     exported: bool = False
     """Whether central has the outputs of the current attempt."""
+    set_aside: str = ""
+    """Why its hand-over is among the dead letters."""
     remark: str = ""
     """Why a success has fewer outputs than it might have."""
     lost_cause: str = ""
@@ -127,6 +129,7 @@ class DetectorVisit:
         self.pid = self.identity = self.raws_until = self.terminated_at = None
         self.done = self.exited_at = self.exit_code = None
         self.told_no_more = self.exported = self.looked_for = False
+        self.set_aside = ""
         self.may_retry = True
         self.putting_back = False
         self.phase = self.termination = ""

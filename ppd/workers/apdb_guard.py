@@ -5,7 +5,9 @@ from __future__ import annotations
 __all__ = ["ApdbGuard", "Stored"]
 
 import dataclasses
+import itertools
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 _ASK_TIMES = 2
+_PAUSE = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +41,14 @@ class ApdbGuard:
     ----------
     config : `str` or `None`
         URI of the APDB's configuration; `None`: there is no APDB.
+    patience : `float`, optional
+        Seconds for which it is asked again when it does not answer: a server
+        that is restarted is back soon, and what can't be asked is final.
     """
 
-    def __init__(self, config: str | None):
+    def __init__(self, config: str | None, patience: float = 0.0):
         self._config = config
+        self.patience = patience
         self._apdb: Apdb | None = None
 
     def open(self) -> None:
@@ -104,16 +111,19 @@ class ApdbGuard:
             raise FinalError(f"{stored.text}; it is not processed again")
 
     def _found(self, visits: Sequence[int], detector: int) -> list[int]:
-        for attempt in range(_ASK_TIMES):
+        deadline = time.monotonic() + self.patience
+        for attempt in itertools.count(1):
             try:
                 apdb = self._connect()
                 return [visit for visit in visits if apdb.containsVisitDetector(visit, detector)]
             except Exception as e:
                 # A connection that was opened ahead may have been lost long ago.
                 self._apdb = None
-                if attempt + 1 == _ASK_TIMES:
+                if attempt >= _ASK_TIMES and time.monotonic() > deadline:
                     raise
                 _LOG.warning("The APDB is asked again: %s: %s", type(e).__name__, one_line(e))
+                # At once, with a fresh connection; and then now and then.
+                time.sleep(0.0 if attempt == 1 else _PAUSE)
         raise AssertionError("unreachable")
 
     def _connect(self) -> Apdb:

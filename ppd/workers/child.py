@@ -35,7 +35,7 @@ from ..messages import (
 )
 from ..visit import BareVisit
 from .apdb_guard import ApdbGuard
-from .containment import Terminated, leave_folder, settle_process
+from .containment import Terminated, leave_folder, settle_process, uninterrupted
 from .execute import Candidate, NoPipelineError, PipelineFailedError, Ran, prepare, run_first_possible
 from .failures import KilledError, MismatchError, NoRawError, judge
 from .graphs import Scope
@@ -109,7 +109,7 @@ def run_child(
     except Terminated:
         # Whatever was running is over; SIGKILL would follow a second delay.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        done = life.fail(RetriableError("ended by SIGTERM"))
+        done = life.end_early()
     except BaseException as e:
         done = life.fail(e)
     finally:
@@ -143,10 +143,12 @@ class _Life:
         self.link = ChildLink(job.endpoint, job.key, settings.heartbeat_interval)
         self.butler: Butler | None = None
         self.raw_run = f"{job.key.instrument}/raw/all"
-        self.guard = ApdbGuard(settings.apdb_config)
+        self.guard = ApdbGuard(settings.apdb_config, settings.apdb_patience)
         self.visits: tuple[int, ...] = ()
         self.main_started = False
         self.pipeline: str | None = None
+        self.ran: Ran | None = None
+        """The main pipeline, once it has come to its end."""
 
     def look_back(self) -> ChildDone | None:
         """Look what a killed attempt left; the last word is said if nothing may follow it.
@@ -167,7 +169,11 @@ class _Life:
         except Exception:
             # An attempt that follows asks the APDB itself, once it knows its visits.
             _LOG.exception("What the last attempt left in %s can't be opened.", folder)
-        if left.last or (opened and self.guard.stored(self.visits, self.key.detector).may_be):
+        if opened and not self.visits:
+            # No visit was defined: it had not come to its main pipeline.
+            self.main_started = False
+        begun = opened and self.main_started
+        if left.last or (begun and self.guard.stored(self.visits, self.key.detector).may_be):
             return self.fail(KilledError(left.reason))
         self.butler, self.visits, self.main_started = None, (), False
         remove_repo(folder)
@@ -218,10 +224,24 @@ class _Life:
             if raws.mismatches:
                 raise MismatchError(f"{'; '.join(raws.mismatches)}; no main pipeline can run: {e}") from e
             raise RetriableError(f"no main pipeline can run: {e}") from e
+        self.ran = ran
         self.pipeline = ran.path
         self._event("pipeline_end", pipeline=ran.path, success=True, reason=ran.remarks[:500])
+        return self._deliver(ran)
+
+    def _deliver(self, ran: Ran) -> ChildDone:
         done = self._hand_over(success=True)
         return done.model_copy(update={"reason": ran.remarks[:2000]})
+
+    def end_early(self) -> ChildDone:
+        """End because of SIGTERM; what a pipeline has done to its end is handed over all the same."""
+        self.guard.patience = 0.0
+        if self.ran is not None:
+            try:
+                return self._deliver(self.ran)
+            except Exception as e:
+                return self.fail(e)
+        return self.fail(RetriableError("ended by SIGTERM"))
 
     def fail(self, error: BaseException) -> ChildDone:
         """Class a failure and hand over what there is if it is final."""
@@ -244,7 +264,7 @@ class _Life:
             # products would only collide with those of the one that has.
             return done
         try:
-            handed = self._hand_over(success=False)
+            handed = self._hand_over(success=False, reason=verdict.reason[:2000])
         except Exception as e:
             _LOG.exception("The partial outputs of this failure are lost.")
             return done.model_copy(update={"reason": f"{done.reason}; outputs lost: {e}"})
@@ -314,7 +334,7 @@ class _Life:
         if not raws.not_fetched:
             raise RetriableError("waited for raws longer than a visit may last")
 
-    def _hand_over(self, *, success: bool) -> ChildDone:
+    def _hand_over(self, *, success: bool, reason: str = "") -> ChildDone:
         assert self.butler is not None
         self.link.enter("handing_over")
         # From here on it waits for the disk more than it works.
@@ -324,21 +344,24 @@ class _Life:
         done = ChildDone(key=self.key, success=success, pipeline=self.pipeline)
         if refs:
             begin = time.time()
-            handed = self._put_in_spool(refs, success)
+            handed = self._put_in_spool(refs, success, reason)
             self._event(
                 "handed_over", datasets=handed.datasets, bytes=handed.size, seconds=time.time() - begin
             )
             done = done.model_copy(update={"entry": handed.entry, "datasets": handed.datasets})
         return done
 
-    def _put_in_spool(self, refs: list[DatasetRef], success: bool) -> HandOver:
+    def _put_in_spool(self, refs: list[DatasetRef], success: bool, reason: str) -> HandOver:
         """Hand over; where the disk is full, wait for room: the outputs are safe where they are."""
         assert self.butler is not None
         deadline = time.monotonic() + self.settings.spool_wait
         waiting = False
         while True:
             try:
-                return hand_over(self.butler, refs, Path(self.job.spool), self.key, success=success)
+                with uninterrupted():
+                    return hand_over(
+                        self.butler, refs, Path(self.job.spool), self.key, success=success, reason=reason
+                    )
             except OSError as e:
                 if e.errno not in (errno.ENOSPC, errno.EDQUOT) or time.monotonic() > deadline:
                     raise

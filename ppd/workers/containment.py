@@ -8,7 +8,7 @@ it is made findable.
 
 from __future__ import annotations
 
-__all__ = ["Terminated", "contained", "leave_folder", "leave_if_copied", "settle_process"]
+__all__ = ["Terminated", "contained", "leave_folder", "leave_if_copied", "settle_process", "uninterrupted"]
 
 import contextlib
 import ctypes
@@ -39,6 +39,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _HIGH_DESCRIPTOR = 64
 _COPY_EXIT_CODE = 71
 _FOLDERS = ("tmp", "work")
+_holding = False
+_held_back = False
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
@@ -279,5 +281,30 @@ def _join(cgroup: str | None) -> None:
             print(f"This child has no cgroup of its own: {e}", file=sys.stderr)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold SIGTERM back within a ``with`` block.
+
+    If the block succeeds, what it did counts, and the child ends soon anyway;
+    if it raises, `Terminated` takes the place of what it raised.  A signal
+    mask would not do: the child's other thread would take the signal.
+    """
+    global _holding, _held_back
+    _holding, _held_back = True, False
+    try:
+        yield
+    except Exception:
+        _holding = False
+        if _held_back:
+            raise Terminated from None
+        raise
+    finally:
+        _holding = False
+
+
 def _terminate(signum: int, frame: FrameType | None) -> None:
+    global _held_back
+    if _holding:
+        _held_back = True
+        return
     raise Terminated

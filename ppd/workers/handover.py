@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset
 
+from ..checksums import CHECKSUM, checksum_of, checksum_of_file
 from ..messages import DetectorKey
 
 _LOG = logging.getLogger(__name__)
@@ -85,7 +86,13 @@ def find_outputs(butler: Butler, runs: Iterable[str], patterns: Sequence[str]) -
 
 
 def hand_over(
-    butler: Butler, refs: Sequence[DatasetRef], spool: Path, key: DetectorKey, *, success: bool = True
+    butler: Butler,
+    refs: Sequence[DatasetRef],
+    spool: Path,
+    key: DetectorKey,
+    *,
+    success: bool = True,
+    reason: str = "",
 ) -> HandOver:
     """Move outputs with their records into the spool.
 
@@ -101,6 +108,8 @@ def hand_over(
         Whose outputs they are.
     success : `bool`, optional
         Whether the pipeline ran to its end.
+    reason : `str`, optional
+        Why it did not.
 
     Returns
     -------
@@ -121,11 +130,13 @@ def hand_over(
     try:
         size = 0
         datasets = []
+        checksums = {}
         for number, (ref, source) in enumerate(zip(refs, sources, strict=True)):
             # The number keeps names of several runs apart; the suffix tells
             # the central datastore nothing, but a person something.
             target = building / f"{number:04d}-{_tail(source.name)}"
             size += _link(source, target)
+            checksums[target.name] = checksum_of_file(target)
             datasets.append(FileDataset(path=target.name, refs=ref))
         manifest = {
             "type": "pp-output",
@@ -140,8 +151,13 @@ def hand_over(
             "runs": sorted({r.run for r in refs}),
             "bytes": size,
             "success": success,
+            "reason": reason,
+            "checksum": CHECKSUM,
+            "checksums": checksums,
         }
-        _write_durably(building / "manifest.json", json.dumps(manifest))
+        text = json.dumps(manifest)
+        _write_durably(building / "manifest.sum", checksum_of(text.encode()) + "\n")
+        _write_durably(building / "manifest.json", text)
         _sync_folder(building)
         ready = spool / "ready"
         ready.mkdir(exist_ok=True)
@@ -218,7 +234,7 @@ def _link(source: Path, target: Path) -> int:
 
 
 def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as stream:
+    with path.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
