@@ -21,6 +21,7 @@ from ppd.supervisor.dead_letters import (
     DeadLetterError,
     drop,
     entry_names,
+    find_letter,
     list_letters,
     names_visit,
     read_letter,
@@ -164,6 +165,14 @@ def test_names_of_visits() -> None:
     assert names_visit(KEY.file_name + "~3", "DemoCam", group)
     assert not names_visit(KEY.file_name, "DemoCam", "2026-11-25T04:47:59.00")
     assert not names_visit("DemoCam-a-b-1-1", "DemoCam", "a")
+
+
+def test_find_by_attempt(spool: Path) -> None:
+    (_hand_over(spool) / "manifest.json").write_text("no")
+    set_aside(spool / "ready" / KEY.file_name, "no", "corrupt")
+    found = find_letter(spool, KEY)
+    assert found is not None and found.reason == "no"
+    assert find_letter(spool, KEY.model_copy(update={"attempt": 1})) is None
 
 
 def test_no_spool_no_letters(tmp_path: Path) -> None:
@@ -310,8 +319,8 @@ def test_after_a_start(ppd: Ppd) -> None:
     assert _line(ppd, "later", 6).reason == ""
     # What is over and in central may not go a second time.
     letter = ppd.settings.spool_dir / "dead-letters" / lost
-    (letter / "manifest.sum").unlink()
     (letter / "manifest.json").write_text(whole)
+    (letter / "manifest.sum").unlink()
     assert "is exported" in _ctl(ppd, "retry", lost, code=1)
     _ctl(ppd, "drop", lost, "--yes")
 

@@ -294,7 +294,7 @@ class Machine(RuleBasedStateMachine):
                 self.supervise()
                 if all(d.state in OVER for d in self.life.table) and not ready_entries(self.spool):
                     break
-            states = {w: self.journal.state_of("DemoCam", *w) for w in self.model}
+            states = {w: (self.journal.state_of("DemoCam", *w) or ("",))[0] for w in self.model}
             assert set(states.values()) <= _OVER, states
             central = set(self._central())
             for entry, ids in self.outputs.items():

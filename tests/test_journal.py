@@ -215,7 +215,7 @@ def test_older_file_is_brought_up_to_date(old: Path) -> None:
     # It goes on where it was.
     journal.state("Cam", "new", 2, "exported", attempt=2)
     journal.visit_accepted("Cam", "next", [1], MESSAGE, "test")
-    assert journal.standing("Cam", "new", 2) == ("exported", "")
+    assert journal.state_of("Cam", "new", 2) == ("exported", "")
     assert journal.known_detectors("Cam", "new") == {1, 2}
     journal.close()
     Journal(old).close()

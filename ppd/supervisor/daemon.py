@@ -244,8 +244,8 @@ class Supervisor:
                 self._check_logs,
                 self.nursery.flush,
                 self.journal.commit,
-                self.retention.turn,
                 self._discard_exported,
+                self.retention.turn,
                 self._send_answers,
             ):
                 self._guarded(step)

@@ -12,9 +12,9 @@ __all__ = [
     "Kind",
     "drop",
     "entry_names",
+    "find_letter",
     "list_letters",
     "names_visit",
-    "own_name",
     "read_letter",
     "retry",
     "set_aside",
@@ -31,10 +31,10 @@ from typing import Literal
 import pydantic
 
 from ..errors import PpdError
-from ..messages import DetectorKey, Fault
+from ..messages import DetectorKey
 from .spool import read_manifest
 
-Kind = Fault | Literal["unknown"]
+Kind = Literal["corrupt", "conflict", "refused", "unknown"]
 """``corrupt``: it is not what was handed over; ``conflict``: central has another dataset in
 its place; ``refused``: central does not take it; ``unknown``: set aside by an older ppd."""
 
@@ -195,7 +195,7 @@ def retry(spool: Path, name: str) -> DetectorKey:
         key = read_manifest(entry).key
     except (OSError, ValueError) as e:
         raise DeadLetterError(f"Dead letter {name}: its manifest can't be read: {e}. Mend it first.") from e
-    target = spool / "ready" / own_name(name)
+    target = spool / "ready" / name.partition(_COPY)[0]
     try:
         entry.rename(target)
     except OSError as e:
@@ -230,12 +230,16 @@ def drop(spool: Path, name: str) -> None:
 def names_visit(name: str, instrument: str, group: str) -> bool:
     """Whether a dead letter of this name is of a visit."""
     visit = DetectorKey(instrument=instrument, group=group, detector=0).file_name.removesuffix("-0-1")
-    return re.fullmatch(rf"{re.escape(visit)}-\d+-\d+", own_name(name)) is not None
+    return re.fullmatch(rf"{re.escape(visit)}-\d+-\d+", name.partition(_COPY)[0]) is not None
 
 
-def own_name(name: str) -> str:
-    """Return the name that a dead letter had as a hand-over."""
-    return name.partition(_COPY)[0]
+def find_letter(spool: Path, key: DetectorKey) -> DeadLetter | None:
+    """Find the dead letter of an attempt, by its name: its manifest may be beyond reading."""
+    for name in entry_names(spool):
+        if name.partition(_COPY)[0] == key.file_name:
+            with contextlib.suppress(DeadLetterError):
+                return read_letter(spool, name)
+    return None
 
 
 def _folder(spool: Path) -> Path:

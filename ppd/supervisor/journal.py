@@ -61,7 +61,7 @@ class UnfinishedVisit:
     """Accepted and neither handed over nor failed."""
     handed_over: tuple[int, ...]
     """Handed over, and not known to be exported."""
-    attempts: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    attempts: Mapping[int, int]
     """The last attempt at each of these."""
 
 
@@ -221,14 +221,6 @@ class Journal:
         )
         return {int(row[0]) for row in rows}
 
-    def state_of(self, instrument: str, group: str, detector: int) -> str | None:
-        """State of a detector-visit as it was last committed; `None`: it was never accepted."""
-        row = self._db.execute(
-            "SELECT state FROM detector_visit WHERE instrument=? AND group_name=? AND detector=?",
-            (instrument, group, detector),
-        ).fetchone()
-        return None if row is None else str(row[0])
-
     def named(self, entry: str) -> list[DetectorKey]:
         """Find whose hand-over has a name in the spool, among those that are not over."""
         rows = self._db.execute(
@@ -267,9 +259,8 @@ class Journal:
             )
         return visits
 
-    def standing(self, instrument: str, group: str, detector: int) -> tuple[str, str] | None:
-        """Look up state and reason of a detector-visit as they are now; `None`: nothing is known of it."""
-        self.commit()
+    def state_of(self, instrument: str, group: str, detector: int) -> tuple[str, str] | None:
+        """Look up state and reason of a detector-visit as committed; `None`: nothing is known of it."""
         row = self._db.execute(
             "SELECT state, reason FROM detector_visit WHERE instrument=? AND group_name=? AND detector=?",
             (instrument, group, detector),

@@ -279,15 +279,19 @@ class Lifecycle:
         return d is None or d.state in OVER
 
     def _is_over(self, key: DetectorKey) -> bool:
-        return self.ledger.journal.state_of(key.instrument, key.group, key.detector) in ("exported", "failed")
+        known = self.ledger.journal.state_of(key.instrument, key.group, key.detector)
+        return known is not None and known[0] in ("exported", "failed")
 
     def _exported_for_another(self, entry: ExportedEntry) -> None:
         """Note that central has a hand-over that an earlier supervisor left."""
         key = entry.key
         state, reason = "exported", None
         if not entry.success:
-            state, reason = "failed", entry.reason or "its pipeline failed; the child's log has it"
-            self.counters.error("failed", str(key), reason)
+            known = self.ledger.journal.state_of(key.instrument, key.group, key.detector)
+            state, reason = "failed", known[1] if known else ""
+            if not reason:
+                reason = entry.reason or "its pipeline failed; the child's log has it"
+                self.counters.error("failed", str(key), reason)
         self.ledger.journal.state(
             key.instrument, key.group, key.detector, state, attempt=key.attempt, reason=reason
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["clear_local_repos", "take_up"]
 
-import dataclasses
 import logging
 import shutil
 import time
@@ -15,7 +14,7 @@ from typing import Any
 from ..config import Settings
 from ..errors import PpdError, StaleVisitError
 from ..messages import DetectorKey, Predecessor
-from .dead_letters import list_letters, own_name
+from .dead_letters import find_letter
 from .journal import Journal, UnfinishedVisit
 from .lifecycle import Lifecycle
 from .spool import read_manifest, ready_entries
@@ -27,16 +26,6 @@ _KILLED = "ppd itself ended while its main pipeline ran"
 
 Admit = Callable[[Any, float | None, Iterable[int] | None], VisitEntry]
 """Validates a message that was first accepted at a time, for some detectors."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What is on disk of an earlier supervisor's work."""
-
-    ready: dict[tuple[str, str, int], int]
-    """Attempt of each detector-visit whose outputs wait in the spool."""
-    set_aside: dict[str, str]
-    """Reason of each dead letter by name."""
 
 
 def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: Admit) -> None:
@@ -57,19 +46,19 @@ def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: A
     admit : callable
         See `Admit`.
     """
-    found = _Found(_handed_over(settings.spool_dir), _dead_letters(settings.spool_dir))
+    waiting = _handed_over(settings.spool_dir)
     kept = set()
     for left in journal.unfinished():
         again = []
         for detector in (*left.handed_over, *left.detectors):
             where = (left.instrument, left.group, detector)
             key = _key(left, detector)
-            if where in found.ready:
+            if where in waiting:
                 # Also one that was killed before the journal knew of it.
-                journal.state(*where, "handed_over", attempt=found.ready[where])
-            elif key.file_name in found.set_aside:
-                reason = f"its outputs can't be exported: {found.set_aside[key.file_name]}"
-                _fail(lifecycle, left, [detector], reason)
+                journal.state(*where, "handed_over", attempt=waiting[where])
+            elif (letter := find_letter(settings.spool_dir, key)) is not None:
+                # Killed before the journal knew of it.
+                _fail(lifecycle, left, [detector], f"its outputs can't be exported: {letter.reason}")
             elif detector in left.handed_over:
                 # A hand-over is discarded only once the journal has that it is exported.
                 reason = f"its hand-over is gone from the spool {settings.spool_dir}, and was not exported"
@@ -126,10 +115,10 @@ def _accept_again(
     if entry.detectors:
         # It is in the journal already: a disk that is full now must not make it fail.
         lifecycle.take_on(entry)
-        journal = lifecycle.ledger.journal
-        journal.event(left.instrument, left.group, None, "accepted", {"source": "recovery"})
         for d in entry.detectors.values():
             lifecycle.ledger.change(d, d.state, reason="taken up again by a new start")
+        journal = lifecycle.ledger.journal
+        journal.event(left.instrument, left.group, None, "accepted", {"source": "recovery"})
         lifecycle.counters.add("visits_taken_up")
         _LOG.warning(
             "Visit %s is taken up again for %d detectors; what %d of them have left is looked into.",
@@ -186,6 +175,7 @@ def _fail(lifecycle: Lifecycle, left: UnfinishedVisit, detectors: Iterable[int],
 
 
 def _handed_over(spool: Path) -> dict[tuple[str, str, int], int]:
+    """Attempt of each detector-visit whose outputs wait in the spool."""
     found = {}
     for entry in ready_entries(spool):
         try:
@@ -194,10 +184,6 @@ def _handed_over(spool: Path) -> dict[tuple[str, str, int], int]:
             continue  # the exporter sets it aside
         found[key.instrument, key.group, key.detector] = key.attempt
     return found
-
-
-def _dead_letters(spool: Path) -> dict[str, str]:
-    return {own_name(letter.entry): letter.reason for letter in list_letters(spool)}
 
 
 def _of_living_nursery(path: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..messages import ControlReply, ControlRequest, DetectorKey
 from . import dead_letters
-from .dead_letters import DeadLetter, DeadLetterError, read_letter
+from .dead_letters import DeadLetterError, read_letter
 from .lifecycle import Lifecycle
 from .table import State
 
@@ -54,45 +54,45 @@ def deal_with(lifecycle: Lifecycle, spool: Path, request: ControlRequest) -> Con
 
 def _retry(lifecycle: Lifecycle, spool: Path, name: str) -> None:
     letter = read_letter(spool, name)
-    if letter.key is None:
+    journal = lifecycle.ledger.journal
+    key, known = letter.key, None
+    if key is not None:
+        known = journal.state_of(key.instrument, key.group, key.detector)
+        if known is not None and known[0] not in _MAY_GO_AGAIN:
+            raise DeadLetterError(f"Dead letter {name}: detector-visit {key} is {known[0]}.")
+    if key is None:
         raise DeadLetterError(f"Dead letter {name}: its manifest can't be read. Mend it first.")
-    key, journal = letter.key, lifecycle.ledger.journal
-    known = journal.standing(key.instrument, key.group, key.detector)
-    if known is not None and known[0] not in _MAY_GO_AGAIN:
-        raise DeadLetterError(f"Dead letter {name}: detector-visit {key} is {known[0]}.")
+    journal.commit()
+    if journal.trouble is not None:
+        raise DeadLetterError(f"Dead letter {name}: the journal can't be written: {journal.trouble}.")
     # Outputs of a failure go to central, and it stays a failure: with its reason.
     reason = known[1] if known is not None and not letter.success else ""
-    _note(lifecycle, key, "dead_letter_retried", letter)
+    # Noted first: a hand-over of which the journal has that it is over would be discarded unheard.
+    detail = {"attempt": key.attempt, "entry": name, "why": letter.reason}
+    journal.event(key.instrument, key.group, key.detector, "dead_letter_retried", detail)
     _change(lifecycle, key, State.HANDED_OVER, reason)
-    # Before the rename: what is exported of a detector-visit that is over changes nothing.
     journal.commit()
     try:
-        if journal.trouble is not None:
-            raise DeadLetterError(f"Dead letter {name}: the journal can't be written: {journal.trouble}.")
         dead_letters.retry(spool, name)
     except DeadLetterError:
-        _change(lifecycle, key, State.FAILED, known[1] if known is not None else letter.reason)
+        _change(lifecycle, key, State.FAILED, known[1] if known else letter.reason)
         raise
     _LOG.warning("Dead letter %s is sent again; it was set aside because %s", name, letter.reason)
+    d = lifecycle.table.of_key(key)
+    if d is not None:
+        d.exported, d.set_aside = False, ""
+        if not letter.success:
+            d.lost_cause = d.lost_cause or reason
 
 
 def _change(lifecycle: Lifecycle, key: DetectorKey, state: State, reason: str) -> None:
     d = lifecycle.table.of_key(key)
-    if d is None:
-        lifecycle.ledger.journal.state(
-            key.instrument, key.group, key.detector, state.value, attempt=key.attempt, reason=reason or None
-        )
-    else:
+    if d is not None:
         lifecycle.ledger.change(d, state, reason=reason or None)
-        d.set_aside = ""
-        d.exported = False
-        if state is State.HANDED_OVER:
-            d.lost_cause = d.lost_cause or reason
-
-
-def _note(lifecycle: Lifecycle, key: DetectorKey, name: str, letter: DeadLetter) -> None:
-    detail = {"attempt": key.attempt, "entry": letter.entry, "why": letter.reason}
-    lifecycle.ledger.journal.event(key.instrument, key.group, key.detector, name, detail)
+        return
+    lifecycle.ledger.journal.state(
+        key.instrument, key.group, key.detector, state.value, attempt=key.attempt, reason=reason or None
+    )
 
 
 def _drop(lifecycle: Lifecycle, spool: Path, name: str) -> None:
@@ -100,4 +100,6 @@ def _drop(lifecycle: Lifecycle, spool: Path, name: str) -> None:
     dead_letters.drop(spool, name)
     _LOG.warning("Dead letter %s was dropped; it was set aside because %s", name, letter.reason)
     if letter.key is not None:
-        _note(lifecycle, letter.key, "dead_letter_dropped", letter)
+        detail = {"attempt": letter.key.attempt, "entry": name, "why": letter.reason}
+        key = letter.key
+        lifecycle.ledger.journal.event(key.instrument, key.group, key.detector, "dead_letter_dropped", detail)

@@ -9,7 +9,6 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from .dead_letters import entry_names
 from .table import LIVE
 
 if TYPE_CHECKING:
@@ -56,11 +55,10 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
     if supervisor.central.status.trouble:
         faults.append(f"replica: {supervisor.central.status.trouble}")
     faults += filter(None, [spool.fault()])
-    letters = len(entry_names(settings.spool_dir))
-    if letters:
-        faults.append(f"{letters} dead letters: see ppdctl dead-letters list")
     if supervisor.exporter.state.deferred:
         faults.append(f"export: {supervisor.exporter.state.deferred} hand-overs fail and are tried again")
+    if supervisor.exporter.state.letters:
+        faults.append(f"{supervisor.exporter.state.letters} dead letters: see ppdctl dead-letters list")
     if not supervisor.nursery.ready:
         faults.append(f"nursery: {supervisor.nursery.trouble or 'it is starting'}")
     if supervisor.journal.trouble:
@@ -102,7 +100,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
             "bytes": spool.bytes,
             "deferred": supervisor.exporter.state.deferred,
             "max_bytes": settings.spool_max_bytes,
-            "dead_letters": letters,
+            "dead_letters": supervisor.exporter.state.letters,
         },
         "loop": supervisor.watch.describe(),
         "raws_waiting": life.raws.unmatched,
