@@ -7,7 +7,7 @@ ARGS ?=
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test fuzz bench soak-night lint clean venv
+.PHONY: demo test fuzz bench soak soak-night lint clean venv
 
 demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
@@ -25,6 +25,10 @@ bench: venv
 
 soak-night: venv
 	$(BIN)/python -m bench.soak_night $(ARGS)
+
+# A quarter of an hour in which everything fails; ARGS="--minutes 2 --seed 7" for another.
+soak: venv
+	$(BIN)/python -m bench.soak $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check ppd tests bench tools/report-picture

@@ -389,6 +389,8 @@ class ControlRequest(Message):
         "drop_dead_letters",
         "drain",
         "stop",
+        "reload",
+        "reloading",
     ]
     visit: Any = None
     """The nextVisit message, for ``submit``: text or object, as it came."""
@@ -400,6 +402,10 @@ class ControlRequest(Message):
     """What to fetch, for ``prefetch``."""
     entries: Annotated[tuple[str, ...], pydantic.Field(max_length=MAX_ENTRIES)] = ()
     """Names of dead letters."""
+    number: int | None = None
+    """Which reload, for ``reloading``; else the last."""
+    now: bool = False
+    """Whether to wait for nothing, for ``stop``."""
 
 
 class ControlReply(Message):

@@ -26,6 +26,7 @@ from .dead_letter_commands import add_dead_letter_commands
 from .history_commands import add_history_commands
 from .input_commands import add_input_commands
 from .options import common_options, settings_of
+from .reload_command import add_reload_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,10 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     add_input_commands(commands, common)
     add_history_commands(commands, common)
     add_dead_letter_commands(commands, common)
+    add_reload_command(commands, common)
     drain = commands.add_parser("drain", parents=[common], help="finish what was accepted, take no more")
     drain.add_argument("--wait", type=float, default=0.0, help="seconds to wait until all is exported")
     drain.set_defaults(run=_drain)
     stop = commands.add_parser("stop", parents=[common], help="end ppd; what is unfinished stays for later")
+    stop.add_argument("--now", action="store_true", help="kill children, leave the spool as it is")
     stop.set_defaults(run=_stop)
     return parser
 
@@ -114,7 +117,7 @@ def _drain(client: ControlClient, arguments: argparse.Namespace) -> int:
 
 
 def _stop(client: ControlClient, arguments: argparse.Namespace) -> int:
-    reply = client.stop()
+    reply = client.stop(now=arguments.now)
     print(json.dumps({"ok": reply.ok}) if arguments.json else "ppd stops")
     return 0
 
@@ -135,6 +138,9 @@ def _print_status(status: dict[str, Any], console: Console) -> None:
         f"up {status['uptime']:.0f} s  {status['deployment']}",
         highlight=False,
     )
+    if len(status["deployments"]) > 1:
+        each = ", ".join(f"{d['id']} {d['detector_visits']}" for d in status["deployments"])
+        console.print(f"  side by side, with detector-visits at work: {each}", highlight=False)
     for fault in status["faults"]:
         console.print(f"  [red]{escape(fault)}[/]", markup=True)
     states = {k: v for k, v in status["detector_visits"].items() if v}

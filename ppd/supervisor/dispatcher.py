@@ -42,7 +42,7 @@ class Dispatcher:
     containment : `ppd.supervisor.containment.Containment`
         Looks after what children leave behind.
     fork : callable
-        Sends a request to the nursery; returns whether there is one.
+        Sends a request to the nursery of a generation; returns whether there is one.
     send : callable
         Sends a message to the child with a ZeroMQ identity.
     """
@@ -55,7 +55,7 @@ class Dispatcher:
         ledger: Ledger,
         endings: Endings,
         containment: Containment,
-        fork: Callable[[ForkRequest], bool],
+        fork: Callable[[ForkRequest, int], bool],
         send: Callable[[bytes, pydantic.BaseModel], None],
     ):
         self._settings = settings
@@ -66,8 +66,14 @@ class Dispatcher:
         self._containment = containment
         self._fork = fork
         self._send = send
-        self.permits = Permits(settings.running or os.cpu_count() or 1)
+        self.permits = Permits(1)
         self.pace = Pace(settings.alert_deadline)
+        self.settings_changed()
+
+    def settings_changed(self) -> None:
+        """Take the settings in force."""
+        self.permits.limit = self._settings.running or os.cpu_count() or 1
+        self.pace.alert_deadline = self._settings.alert_deadline
 
     def _claim(self, d: DetectorVisit, preprocessing: bool | None = None) -> Claim:
         if preprocessing is None:
@@ -127,7 +133,8 @@ class Dispatcher:
             return
         turn = plan_forks(waiting, self._table.live(), self._settings.slots, self._claim, time.time())
         for d in turn.fork:
-            if self._fork(ForkRequest(job=self._job(d))):
+            generation = self._table.visits[d.group].deployment.generation
+            if self._fork(ForkRequest(job=self._job(d)), generation):
                 self._ledger.change(d, State.FORKED)
                 d.forked_at = d.heard_at = now
         for d in turn.put_back:

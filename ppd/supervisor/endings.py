@@ -47,10 +47,13 @@ class Endings:
         self._release = release
         self.stopping = False
         """Whether what is unfinished is left for the next start."""
+        self.hurried = False
+        """Whether nobody waits for last words any more."""
 
     def due(self, d: DetectorVisit, now: float) -> bool:
         """Whether a child has ended and nothing more will be heard of it."""
-        return d.exited_at is not None and (d.done is not None or now >= d.exited_at + _LAST_WORD_SECONDS)
+        patience = 0.0 if self.hurried else _LAST_WORD_SECONDS
+        return d.exited_at is not None and (d.done is not None or now >= d.exited_at + patience)
 
     def settle(self, d: DetectorVisit) -> None:
         """Decide, once the child is gone; `due` says when.
@@ -69,7 +72,8 @@ class Endings:
         if d.termination and not done.success:
             done = done.model_copy(update={"reason": f"{d.termination}; {done.reason}"})
         left = self._left_behind(d, done)
-        keep = None if left is None or self.stopping else left.local_repo
+        # The next start looks into it, if this one does not.
+        keep = None if left is None else left.local_repo
         before = [Path(d.predecessor.local_repo)] if d.predecessor is not None else []
         for folder in (repo, own_folder(repo), *before):
             if str(folder) != keep:

@@ -89,6 +89,11 @@ class ExporterKeeper:
             self._hurry = True
             self._process.send(Hurry())
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Let the exporter, and each later one, go by other settings."""
+        self._settings = settings
+        self._process.send(ExporterSetup(settings=settings.to_dict()))
+
     def flush(self) -> None:
         """Write what the pipe takes now."""
         self._process.flush()

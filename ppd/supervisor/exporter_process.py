@@ -204,6 +204,10 @@ def _serve(line: _Line, settings: Settings) -> None:
         for message in line.receive(0.0 if batch and trouble is None else _POLL_SECONDS):
             if isinstance(message, Discard):
                 _discard(exporting, message.entries)
+            elif isinstance(message, ExporterSetup):
+                settings = Settings.from_dict(message.settings)
+                setup_logging(settings)
+                exporting.reconfigure(settings)
             elif isinstance(message, Hurry):
                 exporting.hurry = True
             elif isinstance(message, ShutDown):

@@ -70,6 +70,10 @@ class Exporting:
         self.hurry = False
         """Whether fuller batches are not waited for."""
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Go by other limits; the spool is the same."""
+        self._settings = settings
+
     def look(self) -> list[Waiting]:
         """List what is in the spool, also what was exported and may not be discarded yet."""
         waiting = self._backlog.look()

@@ -79,7 +79,7 @@ class Lifecycle:
     central : `ppd.supervisor.central.CentralReader`
         Finds inputs.
     fork : callable
-        Sends a request to the nursery; returns whether there is one.
+        Sends a request to the nursery of a generation; returns whether there is one.
     send : callable
         Sends a message to the child with a ZeroMQ identity.
     containment : `ppd.supervisor.containment.Containment`
@@ -96,7 +96,7 @@ class Lifecycle:
         endpoint: str,
         ledger: Ledger,
         central: CentralReader,
-        fork: Callable[[ForkRequest], bool],
+        fork: Callable[[ForkRequest, int], bool],
         send: Callable[[bytes, pydantic.BaseModel], None],
         containment: Containment,
         sources: RawSources,
@@ -137,7 +137,7 @@ class Lifecycle:
             visit.model_dump(mode="json"),
             source,
             day_obs=entry.day_obs,
-            deployment=entry.deployment,
+            deployment=entry.deployment.id,
         )
         self.counters.add("visits_accepted")
         with bound(group=visit.groupId):
@@ -193,17 +193,19 @@ class Lifecycle:
         elif isinstance(message, Exited):
             self.child_ended(message.pid, message.code)
 
-    def nursery_lost(self, orphans: Iterable[int]) -> None:
-        """Take note that the nursery has ended; the kernel ends its children too.
+    def nursery_lost(self, generation: int, orphans: Iterable[int]) -> None:
+        """Take note that a nursery has ended; the kernel ends its children too.
 
         Parameters
         ----------
+        generation : `int`
+            Whose nursery it was.
         orphans : iterable of `int`
             Process IDs of children that are still there; `child_ended` tells
             of their end.
         """
         for d in self.table.live():
-            if d.pid not in set(orphans):
+            if d.pid not in set(orphans) and self._entry(d).deployment.generation == generation:
                 d.exited_at = d.exited_at or time.monotonic()
 
     def child_ended(self, pid: int, code: int | None) -> None:
@@ -342,6 +344,15 @@ class Lifecycle:
         """End every child that is still alive."""
         for d in self.table.live():
             terminate(d, reason, signum)
+
+    def generations(self) -> set[int]:
+        """Generations of the deployments whose visits may still need a child."""
+        return {e.deployment.generation for e in self.table.visits.values() if e.unfinished}
+
+    def settings_changed(self) -> None:
+        """Take the settings in force, where they are not read each time."""
+        self.raws.keep(self.settings.raw_keep_seconds, self.settings.raw_keep_count)
+        self.dispatcher.settings_changed()
 
     # Steps
 

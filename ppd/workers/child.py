@@ -142,6 +142,8 @@ class _Life:
         self.visit = BareVisit.model_validate(job.visit)
         self.link = ChildLink(job.endpoint, job.key, settings.heartbeat_interval)
         self.butler: Butler | None = None
+        self.runs = tuple(job.runs.values())
+        """Where outputs are."""
         self.raw_run = f"{job.key.instrument}/raw/all"
         self.guard = ApdbGuard(settings.apdb_config, settings.apdb_patience)
         self.visits: tuple[int, ...] = ()
@@ -166,6 +168,7 @@ class _Life:
         try:
             remains = open_remains(folder, self.key)
             self.butler, self.visits, opened = remains.butler, remains.visits, True
+            self.runs = remains.runs
         except Exception:
             # An attempt that follows asks the APDB itself, once it knows its visits.
             _LOG.exception("What the last attempt left in %s can't be opened.", folder)
@@ -176,6 +179,7 @@ class _Life:
         if left.last or (begun and self.guard.stored(self.visits, self.key.detector).may_be):
             return self.fail(KilledError(left.reason))
         self.butler, self.visits, self.main_started = None, (), False
+        self.runs = tuple(self.job.runs.values())
         remove_repo(folder)
         return None
 
@@ -339,8 +343,7 @@ class _Life:
         self.link.enter("handing_over")
         # From here on it waits for the disk more than it works.
         self.link.send(PermitReturn(key=self.key))
-        runs = self.job.runs.values()
-        refs = find_outputs(self.butler, runs, self.settings.export_types)
+        refs = find_outputs(self.butler, self.runs, self.settings.export_types)
         done = ChildDone(key=self.key, success=success, pipeline=self.pipeline)
         if refs:
             begin = time.time()
