@@ -225,5 +225,10 @@ class Exporting:
         self, entry: Path, key: DetectorKey | None, fault: Fault, error: Exception, outcome: Outcome
     ) -> None:
         reason = one_line(error, 1000)
-        set_aside(entry, reason, fault)
+        try:
+            set_aside(entry, reason, fault)
+        except OSError as e:
+            # No room for the reason: it waits where it is, and the others go on.
+            self._defer(entry, e)
+            return
         outcome.set_aside.append(SetAside(entry=entry.name, key=key, fault=fault, reason=reason))
