@@ -23,6 +23,7 @@ from .table import DetectorVisit, VisitEntry
 
 _LOG = logging.getLogger(__name__)
 
+_MAX_STARTS = 5
 _KILLED = "ppd itself ended while its main pipeline ran"
 
 Admit = Callable[[Any, float | None, Iterable[int] | None], VisitEntry]
@@ -102,13 +103,14 @@ def _accept_again(
         _give_up(lifecycle, left, detectors, e)
         return set()
     expired, kept = [], set[Path]()
+    starts = 1 + lifecycle.ledger.journal.times_taken_up(left.instrument, left.group)
     for number, d in list(entry.detectors.items()):
         repo = _remains(settings, left, number)
         if d.expires < time.time() and repo is None:
             expired.append(number)
             del entry.detectors[number]
             continue
-        _as_next_attempt(d, left.attempts.get(number, 1), repo)
+        _as_next_attempt(d, left.attempts.get(number, 1), repo, starts)
         if repo is not None:
             kept.add(repo)
     missing = [n for n in detectors if n not in entry.detectors and n not in expired]
@@ -134,11 +136,11 @@ def _accept_again(
     return kept
 
 
-def _as_next_attempt(d: DetectorVisit, last: int, repo: Path | None) -> None:
+def _as_next_attempt(d: DetectorVisit, last: int, repo: Path | None, starts: int) -> None:
     # Not the first attempt: the APDB is asked before it runs.
     d.attempt = last + 1
-    # It was not its fault: this counts as no retry.
-    d.put_backs = 1
+    # It was not its fault: a start counts as no retry, unless there are suspiciously many.
+    d.put_backs = min(starts, _MAX_STARTS, last)
     if repo is not None:
         # It may not be run again then, but what it may have changed has to be known.
         expired = d.expires < time.time()

@@ -16,6 +16,7 @@ __all__ = [
     "discard",
     "find_ready",
     "has_ready",
+    "is_ready",
     "make_folders",
     "read_manifest",
     "ready_entries",
@@ -169,6 +170,11 @@ def find_ready(spool: Path, key: DetectorKey) -> Manifest | None:
         return read_manifest(spool / "ready" / key.file_name)
     except (ValueError, OSError):
         return None
+
+
+def is_ready(spool: Path, key: DetectorKey) -> bool:
+    """Whether an attempt has handed over, and it waits for export."""
+    return (spool / "ready" / key.file_name).is_dir()
 
 
 def discard(entry: Path) -> None:
