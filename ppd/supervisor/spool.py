@@ -37,8 +37,6 @@ from ..checksums import checksum_of, checksum_of_file
 from ..crash_points import here
 from ..messages import DetectorKey
 
-_REASON = "reason.txt"
-
 
 class CorruptHandOverError(ValueError):
     """Raised when a hand-over is not what its child made."""
