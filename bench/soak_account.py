@@ -288,7 +288,8 @@ def history(site: Site, key: tuple[str, int]) -> list[str]:
     """
     rows = _ask_journal(
         site,
-        "SELECT t, name, detail FROM event WHERE group_name=? AND (detector=? OR detector IS NULL) ORDER BY id",
+        "SELECT t, name, detail FROM event"
+        " WHERE group_name=? AND (detector=? OR detector IS NULL) ORDER BY id",
         key,
     )
     lines = [f"{t:.3f} {name} {json.dumps(json.loads(detail))[:300]}" for t, name, detail in rows]
