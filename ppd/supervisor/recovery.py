@@ -6,6 +6,7 @@ __all__ = ["clear_local_repos", "take_up"]
 
 import dataclasses
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -17,7 +18,6 @@ from ..errors import PpdError, StaleVisitError
 from ..messages import DetectorKey, Predecessor
 from .journal import Journal, UnfinishedVisit
 from .lifecycle import Lifecycle
-from .spool import read_manifest, ready_entries
 from .table import DetectorVisit, VisitEntry
 
 _LOG = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ Admit = Callable[[Any, float | None, Iterable[int] | None], VisitEntry]
 class _Found:
     """What is on disk of an earlier supervisor's work."""
 
-    ready: dict[tuple[str, str, int], int]
-    """Attempt of each detector-visit whose outputs wait in the spool."""
+    ready: dict[str, int]
+    """Attempt of each hand-over in the spool, by what is before it in its name."""
     set_aside: dict[str, str]
     """Reason of each dead letter by name."""
 
@@ -63,9 +63,10 @@ def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: A
         for detector in (*left.handed_over, *left.detectors):
             where = (left.instrument, left.group, detector)
             key = _key(left, detector)
-            if where in found.ready:
+            stem = key.file_name.rpartition("-")[0]
+            if stem in found.ready:
                 # Also one that was killed before the journal knew of it.
-                journal.state(*where, "handed_over", attempt=found.ready[where])
+                journal.state(*where, "handed_over", attempt=found.ready[stem])
             elif key.file_name in found.set_aside:
                 reason = f"its outputs can't be exported: {found.set_aside[key.file_name]}"
                 _fail(lifecycle, left, [detector], reason)
@@ -182,14 +183,14 @@ def _fail(lifecycle: Lifecycle, left: UnfinishedVisit, detectors: Iterable[int],
         journal.state(*where, "failed", attempt=left.attempts.get(detector, 1), reason=reason)
 
 
-def _handed_over(spool: Path) -> dict[tuple[str, str, int], int]:
-    found = {}
-    for entry in ready_entries(spool):
-        try:
-            key = read_manifest(entry).key
-        except (ValueError, OSError):
-            continue  # the exporter sets it aside
-        found[key.instrument, key.group, key.detector] = key.attempt
+def _handed_over(spool: Path) -> dict[str, int]:
+    """Find the hand-overs in the spool by their names: when central was away there are many."""
+    found: dict[str, int] = {}
+    with os.scandir(spool / "ready") as entries:
+        for entry in entries:
+            stem, _, attempt = entry.name.rpartition("-")
+            if attempt.isdecimal():
+                found[stem] = max(int(attempt), found.get(stem, 0))
     return found
 
 
