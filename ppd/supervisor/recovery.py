@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["clear_local_repos", "take_up"]
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -18,7 +19,6 @@ from ..messages import DetectorKey, Predecessor
 from .dead_letters import find_letter
 from .journal import Journal, UnfinishedVisit
 from .lifecycle import Lifecycle
-from .spool import read_manifest, ready_entries
 from .table import DetectorVisit, VisitEntry
 
 _LOG = logging.getLogger(__name__)
@@ -56,9 +56,10 @@ def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: A
         for detector in (*left.handed_over, *left.detectors):
             where = (left.instrument, left.group, detector)
             key = _key(left, detector)
-            if where in waiting:
+            stem = key.file_name.rpartition("-")[0]
+            if stem in waiting:
                 # Also one that was killed before the journal knew of it.
-                journal.state(*where, "handed_over", attempt=waiting[where])
+                journal.state(*where, "handed_over", attempt=waiting[stem])
             elif (letter := find_letter(settings.spool_dir, key)) is not None:
                 # Killed before the journal knew of it.
                 _fail(lifecycle, left, [detector], f"its outputs can't be exported: {letter.reason}")
@@ -181,15 +182,14 @@ def _fail(lifecycle: Lifecycle, left: UnfinishedVisit, detectors: Iterable[int],
         journal.state(*where, "failed", attempt=left.attempts.get(detector, 1), reason=reason)
 
 
-def _handed_over(spool: Path) -> dict[tuple[str, str, int], int]:
-    """Attempt of each detector-visit whose outputs wait in the spool."""
-    found = {}
-    for entry in ready_entries(spool):
-        try:
-            key = read_manifest(entry).key
-        except (ValueError, OSError):
-            continue  # the exporter sets it aside
-        found[key.instrument, key.group, key.detector] = key.attempt
+def _handed_over(spool: Path) -> dict[str, int]:
+    """Find the hand-overs in the spool by their names: when central was away there are many."""
+    found: dict[str, int] = {}
+    with os.scandir(spool / "ready") as entries:
+        for entry in entries:
+            stem, _, attempt = entry.name.rpartition("-")
+            if attempt.isdecimal():
+                found[stem] = max(int(attempt), found.get(stem, 0))
     return found
 
 
