@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["ALLOWED", "Account", "account_for", "history"]
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,16 @@ import numpy as np
 from .soak_faults import Window
 from .soak_site import Site
 from .soak_storm import Fate, Storm
-from .soak_verdict import REQUIRED, CentralContents, End, find_orphans, query, read_apdb, read_ends
+from .soak_verdict import (
+    PREPROCESSED,
+    REQUIRED,
+    CentralContents,
+    End,
+    find_orphans,
+    query,
+    read_apdb,
+    read_ends,
+)
 
 # How long after its end a fault may still make itself felt, seconds.
 _AFTER = 30.0
@@ -93,6 +103,7 @@ def account_for(site: Site, storm: Storm) -> Account:
     """
     account = Account()
     ends, central, stores = read_ends(site), CentralContents(site, with_images=True), read_apdb(site)
+    without = _read_preprocessing(site)
     _check_files(account, site, storm, central)
     accepted = {
         (s.group, d)
@@ -107,7 +118,9 @@ def account_for(site: Site, storm: Storm) -> Account:
         fate, end = storm.fates[key], ends.get(key, End("unknown", 0, "", 0))
         rows = stores.get((fate.visit.exposure, fate.detector), {})
         states[end.state] += 1
-        account.accounted += _judge(account, fate, end, storm.faults.windows, central, rows)
+        account.accounted += _judge(
+            account, fate, end, storm.faults.windows, central, rows, without.get(key, "")
+        )
         if end.state == "failed" and fate.plan.expect != "fail":
             reasons[_short(end.reason)] += 1
     for group, detector in sorted(set(ends) - accepted):
@@ -125,8 +138,12 @@ def _judge(
     windows: list[Window],
     central: CentralContents,
     rows: dict[int, int],
+    without: str,
 ) -> bool:
-    """Judge a detector-visit; return whether its end is known and right."""
+    """Judge a detector-visit; return whether its end is known and right.
+
+    ``without`` is why its main pipeline went on without pre-processing, if it did.
+    """
     key, plan = fate.key, fate.plan
     what = f"{key[0]}/{key[1]} (raw {plan.kind}): {end.state} at attempt {end.attempt}"
     what += f", {end.reason[:400]!r}" if end.reason else ""
@@ -136,6 +153,8 @@ def _judge(
         account.lost.append((key, f"{what}; {why}"))
 
     missing = REQUIRED - central.types.get(key, set())
+    if without and _is_allowed(fate, without, windows):
+        missing -= PREPROCESSED
     if central.twice.get(key):
         account.duplicated.append((key, f"{what}; central has twice: {', '.join(central.twice[key])}"))
     if len(rows) > 1 or (plan.exact and any(n > plan.sources for n in rows.values())):
@@ -161,6 +180,22 @@ def _judge(
     else:
         lose("its end is not known")
     return len(account.lost) == before
+
+
+def _read_preprocessing(site: Site) -> dict[tuple[str, int], str]:
+    """Read why the last pre-processing of detector-visits failed, of those where it did."""
+    rows = _ask_journal(
+        site,
+        "SELECT group_name, detector, detail FROM event WHERE name='preprocess_end' ORDER BY id",
+    )
+    last = {(group, detector): json.loads(detail) for group, detector, detail in rows}
+    return {key: str(detail["reason"]) for key, detail in last.items() if not detail["success"]}
+
+
+def _ask_journal(site: Site, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+    path = site.settings.state_dir / "journal.sqlite3"
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as journal:
+        return journal.execute(statement, values).fetchall()
 
 
 def _is_allowed(fate: Fate, reason: str, windows: list[Window]) -> bool:
@@ -251,16 +286,12 @@ def history(site: Site, key: tuple[str, int]) -> list[str]:
     lines : `list` [ `str` ]
         Its events, and the last lines of the log that name it.
     """
-    path: Path = site.settings.state_dir / "journal.sqlite3"
-    journal = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    try:
-        rows = journal.execute(
-            "SELECT t, name, detail FROM event WHERE group_name=? AND (detector=? OR detector IS NULL)"
-            " ORDER BY id",
-            key,
-        ).fetchall()
-    finally:
-        journal.close()
+    rows = _ask_journal(
+        site,
+        "SELECT t, name, detail FROM event"
+        " WHERE group_name=? AND (detector=? OR detector IS NULL) ORDER BY id",
+        key,
+    )
     lines = [f"{t:.3f} {name} {json.dumps(json.loads(detail))[:300]}" for t, name, detail in rows]
     named = [line for line in site.log.read_text(errors="replace").splitlines() if key[0] in line]
     return lines + [line[:300] for line in named[-8:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "PREPROCESSED",
     "REQUIRED",
     "CentralContents",
     "End",
@@ -40,6 +41,8 @@ REQUIRED = frozenset(
         *(f"{task}_{what}" for task in _TASKS for what in ("log", "metadata")),
     }
 )
+PREPROCESSED = frozenset({"soak_predicted", "soakPredict_log", "soakPredict_metadata"})
+"""Those of them that pre-processing makes: the main pipeline can do without."""
 
 
 @dataclasses.dataclass
