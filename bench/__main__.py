@@ -218,7 +218,7 @@ def _parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not all(1 <= n <= 189 for n in arguments.detectors):
         parser.error("--detectors: the camera has 1 to 189 science detectors")
-    if importlib.util.find_spec("matplotlib") is None:
+    if "inputs" in arguments.only and importlib.util.find_spec("matplotlib") is None:
         parser.error("the picture needs matplotlib: pip install -r requirements-bench.txt")
     return arguments
 

@@ -41,7 +41,7 @@ def test_each_is_of_the_process_that_its_name_says() -> None:
         "supervisor": ("supervisor/", "cache/"),
         "nursery": ("workers/nursery.py",),
         "child": ("workers/",),
-        "exporter": ("supervisor/export", "supervisor/spool.py"),
+        "exporter": ("supervisor/export", "supervisor/spool.py", "supervisor/dead_letters.py"),
     }
     for name, modules in _calls().items():
         process, _, rest = ast.literal_eval(name).partition(".")

@@ -354,8 +354,8 @@ def test_dies_with_a_dead_letter(site: CrashSite, walk: Walk) -> None:
     assert end.state == "failed"
     assert "its outputs can't be exported" in end.reason, end
     letter = site.settings.spool_dir / "dead-letters" / entry.name
-    wait_for(lambda: (letter / "reason.txt").exists(), 20.0, "the reason")
-    assert file.name in (letter / "reason.txt").read_text()
+    wait_for(lambda: (letter / "reason.json").exists(), 20.0, "the reason")
+    assert file.name in (letter / "reason.json").read_text()
 
 
 @pytest.mark.slow

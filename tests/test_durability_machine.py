@@ -28,6 +28,7 @@ from ppd.config import Settings
 from ppd.errors import JournalError
 from ppd.messages import ChildDone, DetectorKey, Exported, SetAside
 from ppd.supervisor.counters import Counters
+from ppd.supervisor.deployments import Deployment
 from ppd.supervisor.endings import local_repo
 from ppd.supervisor.export_batch import BatchWriter, HandOver
 from ppd.supervisor.exporting import Exporting
@@ -125,7 +126,8 @@ class Machine(RuleBasedStateMachine):
             )
             for d in only
         }
-        return VisitEntry(visit, time.time(), 20261127, "deployment", {}, detectors)
+        deployment = Deployment("deployment", self.settings)
+        return VisitEntry(visit, time.time(), 20261127, deployment, {}, detectors)
 
     def _limit_journal(self) -> None:
         """Fill the journal's disk, or give it room."""

@@ -31,6 +31,7 @@ from repo_support import (
 from ppd.demo.democam import describe
 from ppd.messages import DetectorKey
 from ppd.supervisor.spool import CorruptHandOverError, read_manifest, verify
+from ppd.workers import handover as handover_module
 from ppd.workers.handover import HandOver, find_outputs, hand_over
 from ppd.workers.ingest import ingest_raw, load_translators, read_raw
 from ppd.workers.visits import define_visits
@@ -173,6 +174,46 @@ def test_entry(child: Butler, spool: Path) -> None:
         "visit_system_membership",
         "visit_detector_region",
     ]
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_all_is_synced_before_it_counts(
+    child: Butler, spool: Path, monkeypatch: pytest.MonkeyPatch, threads: bool
+) -> None:
+    """Each file and the folder's names; also where no thread can be started."""
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    def refuse(number: int) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(os, "fsync", note)
+    if not threads:
+        monkeypatch.setattr(handover_module, "ThreadPoolExecutor", refuse)
+    hand_over(child, _outputs(child), spool, KEY)
+    building = spool / "building" / ENTRY
+    *files, last, ready = synced
+    assert sorted(files) == sorted(building / name for name in _names(spool / "ready" / ENTRY))
+    # Their names after their content, and the rename after both.
+    assert (last, ready) == (building, spool / "ready")
+
+
+def test_a_disk_that_does_not_sync(child: Butler, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs = _outputs(child)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            hand_over(child, refs, spool, KEY)
+    assert _names(spool / "ready") == _names(spool / "building") == []
+    _complete(spool, hand_over(child, refs, spool, KEY))
 
 
 def test_failure_is_marked(child: Butler, spool: Path) -> None:

@@ -16,7 +16,7 @@ from ..crash_points import here
 from ..logs import bound
 from ..messages import ChildDone, Predecessor, own_folder
 from .ledger import Ledger
-from .spool import find_ready
+from .spool import find_ready, is_ready
 from .table import DetectorVisit, State
 
 _LOG = logging.getLogger(__name__)
@@ -149,8 +149,10 @@ class Endings:
         said = d.done
         if said is not None and not said.entry and said.success:
             return said
-        ready = find_ready(Path(self._settings.spool_dir), d.key)
-        if ready is not None or d.exported or d.set_aside:
+        spool = Path(self._settings.spool_dir)
+        ready = find_ready(spool, d.key)
+        # One that can't be read is there all the same: the exporter will say what is wrong with it.
+        if ready is not None or is_ready(spool, d.key) or d.exported or d.set_aside:
             if said is not None and said.entry:
                 return said
             # Ended between the hand-over and its last message: nothing is

@@ -109,6 +109,9 @@ class ExporterKeeper:
             What it has said of hand-overs at the end.
         """
         self._restart_at = None
+        if not self._heard and self._process.alive():
+            # It imports and would not hear of it for seconds; it has begun nothing yet.
+            self._process.kill()
         self._process.stop(timeout)
         return [m for m in self._process.last_words if not isinstance(m, ExporterState)]
 

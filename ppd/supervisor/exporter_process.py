@@ -174,7 +174,7 @@ def _serve(line: _Line, settings: Settings) -> None:
         batch = exporting.due(waiting) if time.monotonic() >= not_before else []
         state = ExporterState(
             entries=len(waiting),
-            bytes=sum(w.bytes for w in waiting),
+            bytes=exporting.bytes,
             letters=len(letters := exporting.letters()),
             letter_bytes=sum(w.bytes for w in letters),
             exporting=len(batch),

@@ -78,14 +78,18 @@ class Exporting:
     def look(self) -> list[Waiting]:
         """List what is in the spool, also what was exported and may not be discarded yet."""
         waiting = self._backlog.look()
-        names = {w.path.name for w in waiting}
-        self._reported &= names
-        self._deferred = {name: d for name, d in self._deferred.items() if name in names}
+        self._reported = {name for name in self._reported if name in self._backlog}
+        self._deferred = {name: d for name, d in self._deferred.items() if name in self._backlog}
         return waiting
 
     def letters(self) -> list[Waiting]:
         """List the dead letters."""
         return self._letters.look()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of what is in the spool, when it was last looked at."""
+        return self._backlog.bytes
 
     @property
     def deferred(self) -> int:
@@ -101,11 +105,12 @@ class Exporting:
             What `look` found.
         """
         now = time.monotonic()
-        fresh = [
+        # Not all of a long backlog each time.
+        fresh = (
             w
             for w in waiting
-            if w.path.name not in self._reported and self._deferred.get(w.path.name, (0, 0.0))[1] <= now
-        ]
+            if (name := w.path.name) not in self._reported and self._deferred.get(name, (0, 0.0))[1] <= now
+        )
         batch: list[Waiting] = []
         size = 0
         for one in fresh:
@@ -225,5 +230,10 @@ class Exporting:
         self, entry: Path, key: DetectorKey | None, fault: Fault, error: Exception, outcome: Outcome
     ) -> None:
         reason = one_line(error, 1000)
-        set_aside(entry, reason, fault)
+        try:
+            set_aside(entry, reason, fault)
+        except OSError as e:
+            # No room for the reason: it waits where it is, and the others go on.
+            self._defer(entry, e)
+            return
         outcome.set_aside.append(SetAside(entry=entry.name, key=key, fault=fault, reason=reason))

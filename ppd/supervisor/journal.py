@@ -224,6 +224,15 @@ class Journal:
         )
         return {int(row[0]) for row in rows}
 
+    def times_taken_up(self, instrument: str, group: str) -> int:
+        """How many starts have taken a visit up again."""
+        (count,) = self._db.execute(
+            "SELECT COUNT(*) FROM event WHERE instrument=? AND group_name=? AND name='accepted'"
+            " AND detail LIKE '%\"recovery\"%'",
+            (instrument, group),
+        ).fetchone()
+        return int(count)
+
     def named(self, entry: str) -> list[DetectorKey]:
         """Find whose hand-over has a name in the spool, among those that are not over."""
         rows = self._db.execute(

@@ -56,6 +56,7 @@ _OF_CHILDREN = (ChildReady, ChildHeartbeat, PhaseEvent, PermitRequest, PermitRet
 # Messages for single detectors of one visit come one after the other; their
 # inputs are looked for together.
 _GATHER_SECONDS = 0.2
+_MAX_NURSERY_DEATHS = 3
 _DONE_WITH_RAWS = frozenset({State.RUNNING, State.HANDED_OVER, State.EXPORTED, State.FAILED})
 # Events of a child that are faults, and how they are counted.
 _FAULTS = {
@@ -211,7 +212,13 @@ class Lifecycle:
             of their end.
         """
         for d in self.table.live():
-            if d.pid not in set(orphans) and self._entry(d).deployment.generation == generation:
+            if self._entry(d).deployment.generation != generation:
+                continue
+            if d.nursery_deaths < _MAX_NURSERY_DEATHS:
+                # Not its fault: no retry, unless it happens to it again and again.
+                d.nursery_deaths += 1
+                d.put_backs += 1
+            if d.pid not in set(orphans):
                 d.exited_at = d.exited_at or time.monotonic()
 
     def child_ended(self, pid: int, code: int | None) -> None:

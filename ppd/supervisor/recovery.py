@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["clear_local_repos", "take_up"]
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -18,11 +19,11 @@ from ..messages import DetectorKey, Predecessor
 from .dead_letters import find_letter
 from .journal import Journal, UnfinishedVisit
 from .lifecycle import Lifecycle
-from .spool import read_manifest, ready_entries
 from .table import DetectorVisit, VisitEntry
 
 _LOG = logging.getLogger(__name__)
 
+_MAX_STARTS = 5
 _KILLED = "ppd itself ended while its main pipeline ran"
 
 Admit = Callable[[Any, float | None, Iterable[int] | None], VisitEntry]
@@ -55,9 +56,10 @@ def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: A
         for detector in (*left.handed_over, *left.detectors):
             where = (left.instrument, left.group, detector)
             key = _key(left, detector)
-            if where in waiting:
+            stem = key.file_name.rpartition("-")[0]
+            if stem in waiting:
                 # Also one that was killed before the journal knew of it.
-                journal.state(*where, "handed_over", attempt=waiting[where])
+                journal.state(*where, "handed_over", attempt=waiting[stem])
             elif (letter := find_letter(settings.spool_dir, key)) is not None:
                 # Killed before the journal knew of it.
                 _fail(lifecycle, left, [detector], f"its outputs can't be exported: {letter.reason}")
@@ -102,13 +104,14 @@ def _accept_again(
         _give_up(lifecycle, left, detectors, e)
         return set()
     expired, kept = [], set[Path]()
+    starts = 1 + lifecycle.ledger.journal.times_taken_up(left.instrument, left.group)
     for number, d in list(entry.detectors.items()):
         repo = _remains(settings, left, number)
         if d.expires < time.time() and repo is None:
             expired.append(number)
             del entry.detectors[number]
             continue
-        _as_next_attempt(d, left.attempts.get(number, 1), repo)
+        _as_next_attempt(d, left.attempts.get(number, 1), repo, starts)
         if repo is not None:
             kept.add(repo)
     missing = [n for n in detectors if n not in entry.detectors and n not in expired]
@@ -134,11 +137,11 @@ def _accept_again(
     return kept
 
 
-def _as_next_attempt(d: DetectorVisit, last: int, repo: Path | None) -> None:
+def _as_next_attempt(d: DetectorVisit, last: int, repo: Path | None, starts: int) -> None:
     # Not the first attempt: the APDB is asked before it runs.
     d.attempt = last + 1
-    # It was not its fault: this counts as no retry.
-    d.put_backs = 1
+    # It was not its fault: a start counts as no retry, unless there are suspiciously many.
+    d.put_backs = min(starts, _MAX_STARTS, last)
     if repo is not None:
         # It may not be run again then, but what it may have changed has to be known.
         expired = d.expires < time.time()
@@ -179,15 +182,14 @@ def _fail(lifecycle: Lifecycle, left: UnfinishedVisit, detectors: Iterable[int],
         journal.state(*where, "failed", attempt=left.attempts.get(detector, 1), reason=reason)
 
 
-def _handed_over(spool: Path) -> dict[tuple[str, str, int], int]:
-    """Attempt of each detector-visit whose outputs wait in the spool."""
-    found = {}
-    for entry in ready_entries(spool):
-        try:
-            key = read_manifest(entry).key
-        except (ValueError, OSError):
-            continue  # the exporter sets it aside
-        found[key.instrument, key.group, key.detector] = key.attempt
+def _handed_over(spool: Path) -> dict[str, int]:
+    """Find the hand-overs in the spool by their names: when central was away there are many."""
+    found: dict[str, int] = {}
+    with os.scandir(spool / "ready") as entries:
+        for entry in entries:
+            stem, _, attempt = entry.name.rpartition("-")
+            if attempt.isdecimal():
+                found[stem] = max(int(attempt), found.get(stem, 0))
     return found
 
 

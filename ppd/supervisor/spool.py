@@ -16,6 +16,7 @@ __all__ = [
     "discard",
     "find_ready",
     "has_ready",
+    "is_ready",
     "make_folders",
     "read_manifest",
     "ready_entries",
@@ -27,6 +28,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ from ..checksums import checksum_of, checksum_of_file
 from ..crash_points import here
 from ..messages import DetectorKey
 
-_REASON = "reason.txt"
+# A file system's clock is not finer than its kernel's ticks, of 10 ms at most.
+_TICK_SECONDS = 0.2
 
 
 class CorruptHandOverError(ValueError):
@@ -88,20 +91,43 @@ class Backlog:
     def __init__(self, spool: Path, folder: str = "ready"):
         self._ready = spool / folder
         self._known: dict[str, Waiting] = {}
+        self._waiting: list[Waiting] = []
+        self._changed = -1
+        self._rests_since = 0.0
+        self.bytes = 0
+        """Bytes of all hand-overs when they were last looked at."""
 
     def look(self) -> list[Waiting]:
-        """List the hand-overs, oldest first."""
+        """List the hand-overs, oldest first; the same list as long as nothing has changed."""
+        now = time.monotonic()
+        changed = self._ready.stat().st_mtime_ns
+        if changed != self._changed:
+            self._changed, self._rests_since = changed, now
+        elif self._rests_since < 0.0:
+            return self._waiting
         names = {entry.name for entry in os.scandir(self._ready)}
         for gone in self._known.keys() - names:
             del self._known[gone]
-        for name in names - self._known.keys():
+        new = names - self._known.keys()
+        for name in new:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # exported meanwhile
                 path = self._ready / name
                 size = sum(f.stat().st_size for f in os.scandir(path))
                 manifest = path / "manifest.json"
                 since = (manifest if manifest.exists() else path).stat().st_mtime
                 self._known[name] = Waiting(path, since, size)
-        return sorted(self._known.values(), key=lambda w: (w.since, w.path.name))
+        if new:
+            self._known = dict(sorted(self._known.items(), key=lambda item: (item[1].since, item[0])))
+        self._waiting = list(self._known.values())
+        self.bytes = sum(w.bytes for w in self._waiting)
+        if now > self._rests_since + _TICK_SECONDS:
+            # What changes from here on changes the folder's time.
+            self._rests_since = -1.0
+        return self._waiting
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a hand-over was there when they were last looked at."""
+        return name in self._known
 
 
 def clear_building(spool: Path) -> None:
@@ -169,6 +195,11 @@ def find_ready(spool: Path, key: DetectorKey) -> Manifest | None:
         return read_manifest(spool / "ready" / key.file_name)
     except (ValueError, OSError):
         return None
+
+
+def is_ready(spool: Path, key: DetectorKey) -> bool:
+    """Whether an attempt has handed over, and it waits for export."""
+    return (spool / "ready" / key.file_name).is_dir()
 
 
 def discard(entry: Path) -> None:

@@ -86,7 +86,9 @@ class DetectorVisit:
     putting_back: bool = False
     """Whether its child was told to make room."""
     put_backs: int = 0
-    """How many attempts ended so; they are no retries."""
+    """How many attempts ended so, or with ppd or its nursery; they are no retries."""
+    nursery_deaths: int = 0
+    """How many attempts ended because their nursery did."""
     sent: dict[str, Candidate] = dataclasses.field(default_factory=dict)
     done: ChildDone | None = None
     exited_at: float | None = None
