@@ -7,13 +7,17 @@ ARGS ?=
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test fuzz bench soak-night lint clean venv
+.PHONY: demo test crash-points fuzz bench soak soak-night lint clean venv
 
 demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
 
 test: venv
 	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+
+# All places where a process can be made to die; `make test` comes to some of the supervisor's.
+crash-points: venv
+	$(BIN)/python -m pytest tests/test_crash_points.py -m "" $(ARGS)
 
 # Ten times what `make test` sends of broken messages and headers.
 fuzz: venv
@@ -25,6 +29,10 @@ bench: venv
 
 soak-night: venv
 	$(BIN)/python -m bench.soak_night $(ARGS)
+
+# A quarter of an hour in which everything fails; ARGS="--minutes 2 --seed 7" for another.
+soak: venv
+	$(BIN)/python -m bench.soak $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check ppd tests bench tools/report-picture

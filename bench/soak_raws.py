@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["BAD_KINDS", "Delivery", "RawPlan", "make_visit", "plan_raw"]
+__all__ = ["BAD_KINDS", "Delivery", "RawPlan", "land", "make_visit", "plan_raw", "read_biases"]
 
 import dataclasses
 import io
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import astropy.io.fits
 import numpy as np
 from astropy.time import Time, TimeDelta
+from lsst.daf.butler import Butler
 
 from ppd.demo.camera import INSTRUMENT, focal_plane
 from ppd.deployment import day_obs
@@ -56,6 +58,53 @@ class RawPlan:
     """Of the good raw's sources, electrons."""
     exact: bool = True
     """Whether the outputs of a success must be those of the good raw."""
+
+
+def read_biases(central: Path) -> dict[int, np.ndarray]:
+    """Read the site's biases, by detector."""
+    with Butler.from_config(str(central), writeable=False) as butler:
+        refs = butler.query_datasets("bias", collections=f"{INSTRUMENT}/calib/soak/run", explain=False)
+        return {int(r.dataId["detector"]): butler.get(r).array for r in refs}
+
+
+def land(raws: Path, visit: DemoVisit, detector: int, delivery: Delivery) -> Callable[[], None] | None:
+    """Let a raw land.
+
+    Parameters
+    ----------
+    raws : `pathlib.Path`
+        The folder that ppd watches.
+    visit : `DemoVisit`
+        The visit.
+    detector : `int`
+        Detector ID.
+    delivery : `Delivery`
+        The file.
+
+    Returns
+    -------
+    finish : callable or `None`
+        Of a file that is written in place: writes its second half.
+    """
+    path = (
+        raws / INSTRUMENT / str(detector) / visit.group / "0" / str(visit.exposure) / "demo-r" / delivery.name
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not delivery.in_place:
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_bytes(delivery.data)
+        temporary.rename(path)
+        return None
+    stream = path.open("wb")
+    half = len(delivery.data) // 2
+    stream.write(delivery.data[:half])
+    stream.flush()
+
+    def finish() -> None:
+        stream.write(delivery.data[half:])
+        stream.close()
+
+    return finish
 
 
 def make_visit(number: int, rng: np.random.Generator) -> DemoVisit:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["SIDE", "Site"]
+__all__ = ["SIDE", "Place", "Site"]
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -19,7 +20,8 @@ from typing import Any, Self
 import numpy as np
 import psutil
 import yaml
-from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan
+from lsst.daf.butler import Butler, CollectionType, Config, DatasetType, Timespan
+from lsst.dax.apdb.sql import ApdbSql
 from lsst.images import Image
 
 from ppd.cli.client import ControlClient, NoSupervisorError
@@ -30,6 +32,7 @@ from ppd.demo.democam import DemoCam
 from ppd.demo.leftovers import count_leftovers
 from ppd.initializer import initialize
 
+from . import moved_clock
 from .servers import end_with_parent
 
 SIDE = 64
@@ -46,6 +49,19 @@ _START_SECONDS = 90.0
 _STOP_SECONDS = 60.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What of a site is elsewhere than in its folder."""
+
+    registry_url: str | None = None
+    """Empty database of the central registry; else SQLite."""
+    apdb_url: str | None = None
+    """Empty database of the APDB; else SQLite."""
+    state_dir: Path | None = None
+    clock: Path | None = None
+    """What moves ppd's clock; see `bench.moved_clock`."""
+
+
 class Site:
     """A site in a folder, with ppd running; all of it ends with the context.
 
@@ -57,18 +73,30 @@ class Site:
         Seconds that a child waits for its raw.
     slots : `int`
         How many children may live at once.
+    place : `Place`, optional
+        What is elsewhere than in the folder.
+    **changes
+        Settings.
     """
 
-    def __init__(self, folder: Path, image_timeout: float, slots: int):
+    def __init__(
+        self, folder: Path, image_timeout: float, slots: int, place: Place | None = None, **changes: Any
+    ):
         self.folder = folder
         self.central = folder / "central"
         self.raws = folder / "raws"
         self.raws.mkdir()
+        self._place = place = place or Place()
+        self.registry_url = place.registry_url or f"sqlite:///{self.central / 'gen3.sqlite3'}"
+        self.apdb_url = place.apdb_url or f"sqlite:///{folder.resolve() / 'apdb.db'}"
         self._sockets = Path(tempfile.mkdtemp(prefix="ppd-soak-"))
-        _build_central(self.central)
-        self.apdb_config = build_apdb(folder)
+        _build_central(self.central, place.registry_url)
+        self.apdb_config = (
+            build_apdb(folder) if place.apdb_url is None else _build_apdb(folder, place.apdb_url)
+        )
         self.config = folder / "ppd.yaml"
-        self.config.write_text(yaml.safe_dump(self._values(image_timeout, slots)))
+        values = {**self._values(image_timeout, slots), **changes}
+        self.config.write_text(yaml.safe_dump(values))
         self.settings: Settings = load_settings(self.config, {})
         self.client = ControlClient(self.settings.socket_dir, timeout=20.0)
         self.log = folder / "ppd.log"
@@ -81,7 +109,7 @@ class Site:
             "apdb_config": str(self.apdb_config),
             "preprocessing_pipelines": [{"pipelines": [str(_PIPELINES / "SoakPreprocess.yaml")]}],
             "main_pipelines": [{"pipelines": [str(_PIPELINES / "Soak.yaml")]}],
-            "state_dir": str(self.folder / "state"),
+            "state_dir": str(self._place.state_dir or self.folder / "state"),
             "socket_dir": str(self._sockets / "s"),
             "raw_dirs": [str(self.raws)],
             "raw_settle": 0.5,
@@ -114,19 +142,27 @@ class Site:
     ) -> None:
         self.close()
 
-    def _start(self) -> None:
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start ppd, without waiting for anything."""
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        environment = {**os.environ, **single, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        if self._place.clock is not None:
+            environment = moved_clock.environment(self._place.clock, environment)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ppd.cli.daemon", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **single, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env=environment,
                 preexec_fn=lambda: end_with_parent(signal.SIGTERM),
                 start_new_session=True,  # an interrupt is for the soak to handle
             )
+        return self.process
+
+    def _start(self) -> None:
+        process = self.launch()
         deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and self.process.poll() is None:
+        while time.monotonic() < deadline and process.poll() is None:
             with contextlib.suppress(NoSupervisorError):
                 self.client.status(timeout=1.0)
                 return
@@ -169,9 +205,18 @@ class Site:
         shutil.rmtree(self._sockets, ignore_errors=True)
 
 
-def _build_central(root: Path) -> None:
+def _build_apdb(folder: Path, url: str) -> Path:
+    path = folder / "apdb.yaml"
+    ApdbSql.init_database(url, read_sources_months=12).save(str(path))
+    return path
+
+
+def _build_central(root: Path, registry_url: str | None) -> None:
     rng = np.random.default_rng(1)
-    with Butler.from_config(Butler.makeRepo(str(root)), writeable=True) as butler:
+    config = Config()
+    if registry_url is not None:
+        config["registry", "db"] = registry_url
+    with Butler.from_config(Butler.makeRepo(str(root), config=config), writeable=True) as butler:
         DemoCam().register(butler.registry)
         for name, dimensions, storage_class, calibration in _TYPES:
             butler.registry.registerDatasetType(

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-__all__ = ["Verdict", "judge"]
+__all__ = [
+    "PREPROCESSED",
+    "REQUIRED",
+    "CentralContents",
+    "End",
+    "Verdict",
+    "find_orphans",
+    "judge",
+    "query",
+    "read_apdb",
+    "read_ends",
+]
 
 import contextlib
 import dataclasses
 import sqlite3
+import uuid
 from collections import Counter, defaultdict
 from typing import Any
 
+import sqlalchemy
 from lsst.daf.butler import Butler, CollectionType, DatasetRef
 
 from ppd.demo.camera import INSTRUMENT
@@ -19,7 +32,7 @@ from .soak_play import DetectorFate
 from .soak_site import Site
 
 _TASKS = ("soakIsr", "soakMeasure", "soakStore", "soakPredict")
-_REQUIRED = frozenset(
+REQUIRED = frozenset(
     {
         "soak_predicted",
         "soak_image",
@@ -28,6 +41,8 @@ _REQUIRED = frozenset(
         *(f"{task}_{what}" for task in _TASKS for what in ("log", "metadata")),
     }
 )
+PREPROCESSED = frozenset({"soak_predicted", "soakPredict_log", "soakPredict_metadata"})
+"""Those of them that pre-processing makes: the main pipeline can do without."""
 
 
 @dataclasses.dataclass
@@ -55,7 +70,9 @@ class Verdict:
 
 
 @dataclasses.dataclass(frozen=True)
-class _End:
+class End:
+    """What the journal says of a detector-visit."""
+
     state: str
     attempt: int
     reason: str
@@ -63,13 +80,25 @@ class _End:
     """How often the journal says that it was exported."""
 
 
-class _Central:
-    """What the central repo has of each detector-visit."""
+class CentralContents:
+    """What the central repo has of each detector-visit.
 
-    def __init__(self, site: Site):
+    Parameters
+    ----------
+    site : `bench.soak_site.Site`
+        The site.
+    with_images : `bool`, optional
+        Whether to read the images, too.
+    """
+
+    def __init__(self, site: Site, with_images: bool = False):
         self.types: dict[tuple[str, int], set[str]] = defaultdict(set)
         self.twice: dict[tuple[str, int], list[str]] = defaultdict(list)
         self.summaries: dict[tuple[str, int], dict[str, Any]] = {}
+        self.images: dict[tuple[str, int], Any] = {}
+        """Pixels of each image."""
+        self.keys: dict[uuid.UUID, tuple[str, int]] = {}
+        """Whose each dataset is."""
         with Butler.from_config(str(site.central), writeable=False) as butler:
             runs = butler.collections.query(f"{INSTRUMENT}/prompt/*", collection_types={CollectionType.RUN})
             groups = {
@@ -86,6 +115,8 @@ class _Central:
                         self._add(ref, groups, known)
                         if name == "soak_summary":
                             self.summaries[self._key(ref, groups)] = butler.get(ref)
+                        elif name == "soak_image" and with_images:
+                            self.images[self._key(ref, groups)] = butler.get(ref).array
 
     def _key(self, ref: DatasetRef, groups: dict[int, str]) -> tuple[str, int]:
         data_id = ref.dataId.mapping
@@ -100,6 +131,7 @@ class _Central:
         if ref.datasetType.name == "prompt_provenance":  # each pipeline has one, in its own run
             identity = (ref.run, identity[1])
         known[identity] += 1
+        self.keys[ref.id] = key
         self.types[key].add(ref.datasetType.name)
         if known[identity] > 1:
             self.twice[key].append(ref.datasetType.name)
@@ -123,11 +155,11 @@ def judge(site: Site, fates: dict[tuple[str, int], DetectorFate], executioner: E
         The verdict.
     """
     verdict = Verdict()
-    ends, central, stores = _read_ends(site), _Central(site), _read_apdb(site)
+    ends, central, stores = read_ends(site), CentralContents(site), read_apdb(site)
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
     reasons: Counter[str] = Counter()
     for key, fate in fates.items():
-        end = ends.get(key, _End("unknown", 0, "", 0))
+        end = ends.get(key, End("unknown", 0, "", 0))
         hits = [d for d in executioner.of(key) if d.outcome == "hit"]
         _judge_one(verdict, fate, end, hits, central, stores.get((fate.visit.exposure, fate.detector), {}))
         outcomes[f"raw {fate.plan.kind}"][end.state] += 1
@@ -138,7 +170,7 @@ def judge(site: Site, fates: dict[tuple[str, int], DetectorFate], executioner: E
             reasons[_short(end.reason)] += 1
     strangers = set(ends) - set(fates)
     verdict.inconsistent += [f"{g}/{d}: nobody announced it" for g, d in sorted(strangers)]
-    verdict.orphans = _find_orphans(site)
+    verdict.orphans = find_orphans(site)
     verdict.outcomes = {k: dict(v) for k, v in sorted(outcomes.items())}
     verdict.reasons = dict(reasons.most_common(40))
     return verdict
@@ -147,16 +179,16 @@ def judge(site: Site, fates: dict[tuple[str, int], DetectorFate], executioner: E
 def _judge_one(
     verdict: Verdict,
     fate: DetectorFate,
-    end: _End,
+    end: End,
     hits: list[Doom],
-    central: _Central,
+    central: CentralContents,
     stores: dict[int, int],
 ) -> None:
     key, plan = fate.key, fate.plan
     story = ", ".join(f"{d.signum.name} in {d.stage} (after {d.after})" for d in hits)
     what = f"{key[0]}/{key[1]} (raw {plan.kind}{'; ' + story if story else ''}): {end.state}"
     what += f" at attempt {end.attempt}" + (f", {end.reason[:300]!r}" if end.reason else "")
-    missing = _REQUIRED - central.types.get(key, set())
+    missing = REQUIRED - central.types.get(key, set())
     if end.state not in ("exported", "failed"):
         verdict.lost.append(what)
     elif end.state == "exported" and missing:
@@ -189,7 +221,7 @@ def _judge_one(
 
 
 def _check_success(
-    verdict: Verdict, fate: DetectorFate, what: str, central: _Central, stores: dict[int, int]
+    verdict: Verdict, fate: DetectorFate, what: str, central: CentralContents, stores: dict[int, int]
 ) -> None:
     plan = fate.plan
     if not plan.exact:
@@ -201,7 +233,8 @@ def _check_success(
         verdict.inconsistent.append(f"{what}; {summary} of {plan.sources} sources with {plan.flux}")
 
 
-def _read_ends(site: Site) -> dict[tuple[str, int], _End]:
+def read_ends(site: Site) -> dict[tuple[str, int], End]:
+    """Read what the journal has of each detector-visit."""
     path = site.settings.state_dir / "journal.sqlite3"
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as journal:
         exports: Counter[tuple[str, int]] = Counter(
@@ -209,29 +242,34 @@ def _read_ends(site: Site) -> dict[tuple[str, int], _End]:
         )
         rows = journal.execute("SELECT group_name, detector, state, attempt, reason FROM detector_visit")
         return {
-            (group, detector): _End(state, attempt, reason or "", exports[group, detector])
+            (group, detector): End(state, attempt, reason or "", exports[group, detector])
             for group, detector, state, attempt, reason in rows
         }
 
 
-def _read_apdb(site: Site) -> dict[tuple[int, int], dict[int, int]]:
+def read_apdb(site: Site) -> dict[tuple[int, int], dict[int, int]]:
     """Count rows by visit and detector, and by the process that stored them."""
     found: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
-    with contextlib.closing(sqlite3.connect(site.folder / "apdb.db", timeout=30.0)) as apdb:
-        rows = apdb.execute(
-            'SELECT visit, detector, "diaSourceId" >> 12, count(*) FROM "DiaSource" GROUP BY 1, 2, 3'
-        )
-        for visit, detector, process, count in rows:
-            found[visit, detector][process] = count
+    text = 'SELECT visit, detector, "diaSourceId" >> 12, count(*) FROM "DiaSource" GROUP BY 1, 2, 3'
+    for visit, detector, process, count in query(site.apdb_url, text):
+        found[visit, detector][process] = count
     return found
 
 
-def _find_orphans(site: Site) -> list[str]:
+def query(url: str, text: str) -> list[Any]:
+    """Ask a database that nobody changes."""
+    engine = sqlalchemy.create_engine(url)
+    try:
+        with engine.connect() as connection:
+            return list(connection.execute(sqlalchemy.text(text)))
+    finally:
+        engine.dispose()
+
+
+def find_orphans(site: Site) -> list[str]:
     """Compare the files of the runs with the datastore's records."""
-    with contextlib.closing(
-        sqlite3.connect(f"file:{site.central / 'gen3.sqlite3'}?mode=ro", uri=True)
-    ) as registry:
-        records = dict(registry.execute("SELECT path, file_size FROM file_datastore_records").fetchall())
+    rows = query(site.registry_url, "SELECT path, file_size FROM file_datastore_records")
+    records = {str(path): int(size) for path, size in rows}
     faults = []
     for path, size in records.items():
         file = site.central / path

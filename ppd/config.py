@@ -221,11 +221,20 @@ class Settings(Frozen):
     stop_grace: Grace = 10.0
     """Seconds that children at work have to finish when ppd is told to stop."""
 
+    drain_grace: Grace = 30.0
+    """Seconds that the spool has to drain after that; what is left is exported by the next start."""
+
     initialize_automatically: bool = False
-    """Whether the supervisor does ppd-init's work itself when a new day or deployment begins."""
+    """Whether the supervisor starts ppd-init itself when a new day or deployment begins."""
+
+    rollover_lead: Seconds = 1800.0
+    """Seconds before a day begins at which it should be prepared, or ppd says so; 12 hours at most."""
 
     child_log_days: Count = 7
     """For how many days of work the children's logs are kept."""
+
+    history_nights: Count = 30
+    """For how many nights the journal keeps what is over, for ``ppdctl history`` and ``show``."""
 
     log_level: Level = "INFO"
     """Level of ppd's and the middleware's log."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = [
     "CHILD_VARIABLE",
     "MARK_BYTES",
+    "MAX_ENTRIES",
     "CacheView",
     "CancelWork",
     "ChildDone",
@@ -83,6 +84,8 @@ Fault = Literal["corrupt", "conflict", "refused"]
 _Pid = Annotated[int, Interval(gt=1, lt=2**31)]
 _Time = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 _MAX_FAULT = 1000
+MAX_ENTRIES = 20
+"""How many dead letters one request may name: the supervisor deals with them in one turn."""
 
 
 class MessageError(ValueError):
@@ -377,7 +380,18 @@ class ControlRequest(Message):
     """A command of ``ppdctl`` or of a player that announces a visit."""
 
     kind: Literal["control_request"] = "control_request"
-    command: Literal["status", "submit", "inputs", "prefetch", "drain", "stop"]
+    command: Literal[
+        "status",
+        "submit",
+        "inputs",
+        "prefetch",
+        "retry_dead_letters",
+        "drop_dead_letters",
+        "drain",
+        "stop",
+        "reload",
+        "reloading",
+    ]
     visit: Any = None
     """The nextVisit message, for ``submit``: text or object, as it came."""
     group: str | None = None
@@ -386,6 +400,12 @@ class ControlRequest(Message):
     """Only this detector's, for ``inputs``."""
     pointings: tuple[Pointing, ...] = ()
     """What to fetch, for ``prefetch``."""
+    entries: Annotated[tuple[str, ...], pydantic.Field(max_length=MAX_ENTRIES)] = ()
+    """Names of dead letters."""
+    number: int | None = None
+    """Which reload, for ``reloading``; else the last."""
+    now: bool = False
+    """Whether to wait for nothing, for ``stop``."""
 
 
 class ControlReply(Message):

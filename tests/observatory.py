@@ -107,6 +107,7 @@ class Ppd:
         **changes: Any,
     ):
         self._cgroup = cgroup
+        self.environ = _environment()
         self.observatory = observatory
         self.folder = folder
         self.central = observatory.copy_central(folder / "central")
@@ -149,7 +150,7 @@ class Ppd:
             text=True,
             timeout=timeout,
             check=False,
-            env=_environment(),
+            env=self.environ,
         )
 
     def initialize(self) -> None:
@@ -165,7 +166,7 @@ class Ppd:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=_environment(),
+                env=self.environ,
                 preexec_fn=self._join,
             )
         wait_for(self._answers, 60.0, f"ppd to answer; its log is {self.log}")

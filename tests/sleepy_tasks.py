@@ -33,7 +33,10 @@ class SleepConfig(PipelineTaskConfig, pipelineConnections=SleepConnections):
 
 
 class SleepTask(PipelineTask):
-    """Says that it has begun, and sleeps; a second one in the same folder does not."""
+    """Says that it has begun, and sleeps; a second one in the same folder does not.
+
+    A file ``wake`` beside the folder ends the sleep.
+    """
 
     ConfigClass = SleepConfig
     _DefaultName = "sleep"
@@ -43,5 +46,7 @@ class SleepTask(PipelineTask):
         first = not any(flags.iterdir())
         (flags / str(os.getpid())).touch()
         if first:
-            time.sleep(self.config.seconds)
+            end = time.monotonic() + self.config.seconds
+            while time.monotonic() < end and not (flags.parent / "wake").exists():
+                time.sleep(0.05)
         return Struct(slept={"pid": os.getpid(), "first": first})

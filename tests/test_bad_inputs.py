@@ -45,6 +45,7 @@ from site_support import (
 
 from ppd.errors import ConfigurationError
 from ppd.supervisor.central import CentralReader
+from ppd.supervisor.deployments import Deployment
 from ppd.supervisor.inbox import Inbox
 from ppd.supervisor.requests import Resolved
 
@@ -268,7 +269,9 @@ def test_unknown_filter(open_site: Open) -> None:
 def reader(tmp_path: Path, open_site: Open) -> Iterator[tuple[CentralReader, Inbox, Site]]:
     site, inbox = open_site(("bias", "camera")), Inbox()
     reader = CentralReader(site_settings(tmp_path, site.root, warm_ahead=False), GRIDCAM, inbox)
-    reader.start((declare(site.butler, "bias", "camera"),))
+    reader.start(
+        Deployment("d", site_settings(tmp_path, site.root), (declare(site.butler, "bias", "camera"),))
+    )
     yield reader, inbox, site
     assert reader.stop(10.0)
     inbox.close()

@@ -28,6 +28,7 @@ from ppd.config import Settings
 from ppd.errors import JournalError
 from ppd.messages import ChildDone, DetectorKey, Exported, SetAside
 from ppd.supervisor.counters import Counters
+from ppd.supervisor.deployments import Deployment
 from ppd.supervisor.endings import local_repo
 from ppd.supervisor.export_batch import BatchWriter, HandOver
 from ppd.supervisor.exporting import Exporting
@@ -125,7 +126,8 @@ class Machine(RuleBasedStateMachine):
             )
             for d in only
         }
-        return VisitEntry(visit, time.time(), 20261127, "deployment", {}, detectors)
+        deployment = Deployment("deployment", self.settings)
+        return VisitEntry(visit, time.time(), 20261127, deployment, {}, detectors)
 
     def _limit_journal(self) -> None:
         """Fill the journal's disk, or give it room."""
@@ -294,7 +296,7 @@ class Machine(RuleBasedStateMachine):
                 self.supervise()
                 if all(d.state in OVER for d in self.life.table) and not ready_entries(self.spool):
                     break
-            states = {w: self.journal.state_of("DemoCam", *w) for w in self.model}
+            states = {w: (self.journal.state_of("DemoCam", *w) or ("",))[0] for w in self.model}
             assert set(states.values()) <= _OVER, states
             central = set(self._central())
             for entry, ids in self.outputs.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -230,6 +231,32 @@ def test_corrupt(bench: Bench, harm: str) -> None:
     assert bench.letters() == {_name(0, 1)}
     assert {e.key.detector for e in outcome.exported} == {0, 2}
     assert len(bench.ids()) == 2 * 5
+
+
+def test_no_room_for_the_reason(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be a dead letter waits until it can say why; the others do not."""
+    for detector in range(3):
+        bench.make(0, detector)
+    (bench.spool / "ready" / _name(0, 1) / "manifest.json").write_text("{")
+
+    def no_room(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ppd.supervisor.dead_letters._write_durably", no_room)
+        outcome = bench.turn()
+    assert {e.key.detector for e in outcome.exported} == {0, 2}
+    assert (outcome.set_aside, outcome.trouble, bench.exporting.deferred) == ([], None, 1)
+    assert bench.letters() == set()
+    bench.let_go(outcome)
+    deadline = time.monotonic() + 5.0
+    while not bench.exporting.due(bench.exporting.look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert [fault.entry for fault in bench.turn().set_aside] == [_name(0, 1)]
+    assert bench.letters() == {_name(0, 1)}
+    assert bench.exporting.look() == []
+    assert bench.exporting.deferred == 0
 
 
 def test_refused_by_the_schema(bench: Bench) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from observatory import Observatory, error_of, identity, running, wait_for
 
@@ -66,6 +69,24 @@ def test_spool_disk_full(observatory: Observatory, tmp_path: Path, small: Path) 
         ppd.good_visit("too-much", 2)
         ppd.await_state("too-much", exported=1)
         assert ppd.status()["health"] == "ok"
+
+
+def test_ended_while_it_waits_for_room(observatory: Observatory, tmp_path: Path, small: Path) -> None:
+    """Its pipeline has succeeded; a child that is told to end then hands over a success all the same."""
+    with running(observatory, tmp_path, spool_dir=str(small / "spool"), spool_min_free="64 KiB") as ppd:
+        assert ppd.submit(groupId="squeezed", detector=1).ok
+        ballast = _fill(small)
+        ppd.drop(observatory.raw(1, **identity("squeezed")), 1, "squeezed")
+        wait_for(lambda: ppd.counts().get("spool_full"), 30.0, "the child to meet the full disk")
+        nursery = next(
+            p for p in psutil.Process(ppd.process.pid).children() if "ppd.workers.nursery" in p.cmdline()
+        )
+        (child,) = nursery.children()
+        child.send_signal(signal.SIGTERM)
+        time.sleep(2.0)
+        ballast.unlink()
+        ppd.await_state("squeezed", exported=1)
+        assert ppd.groups() == [("squeezed", 1)]
 
 
 def test_spool_limit(observatory: Observatory, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ppd.errors import CentralUnavailableError
 from ppd.instruments.lsstcam import focal_plane
 from ppd.messages import Pointing
 from ppd.supervisor.central import CentralReader
+from ppd.supervisor.deployments import Deployment
 from ppd.supervisor.inbox import Inbox
 from ppd.supervisor.prefetch import Prefetcher, _disc
 from ppd.supervisor.requests import Prefetch, Resolved
@@ -259,7 +260,7 @@ def test_visit_is_served_meanwhile(open_site: Open, tmp_path: Path) -> None:
     names = ("bias", "template", "stars", "camera")
     site, inbox = open_site(names), Inbox()
     reader = CentralReader(site_settings(tmp_path, site.root, warm_ahead=False), GRIDCAM, inbox)
-    reader.start((declare(site.butler, *names),))
+    reader.start(Deployment("d", site_settings(tmp_path, site.root), (declare(site.butler, *names),)))
     try:
         pointings = [Pointing(ra=RA + i / 50, dec=DEC, physical_filter="r_1") for i in range(100)]
         reader.request(Prefetch(tuple(pointings)))

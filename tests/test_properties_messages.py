@@ -159,6 +159,7 @@ def test_journal_goes_on_without_what_it_cant_take(
         assert db.execute("SELECT state FROM detector_visit WHERE group_name='g'").fetchall() == [("ready",)]
         assert [n for (n,) in db.execute("SELECT name FROM event ORDER BY id")] == [
             "accepted",
+            "state",
             "after",
             "accepted",
         ]

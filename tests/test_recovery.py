@@ -98,3 +98,9 @@ def test_remains_are_looked_into(machine: Machine) -> None:
     assert repo.is_dir() and not stranger.exists()
     # It was not its fault: it may be tried again as often as any other.
     assert again.attempt - again.put_backs == 1
+    for start in range(1, 3):
+        machine.begin(what)
+        machine.supervise()
+        machine.supervisor_dies()
+        again = machine.life.table.get(*what)
+        assert again is not None and again.attempt - again.put_backs == 1, start

@@ -16,6 +16,7 @@ from typing import Any
 import sqlalchemy.exc
 from lsst.daf.butler import Butler, DatasetRef
 
+from ..crash_points import here
 from ..errors import SharedMemoryError
 from .stores import SHARED_FOLDER, SHARED_RECORDS
 
@@ -75,6 +76,7 @@ def copy_in(
         sizes, failed = copy_in(cache, root, central, refs[:middle])
         more, worse = copy_in(cache, root, central, refs[middle:])
         return sizes | more, failed | worse
+    here("supervisor.transfer-not-checked")
     return _check(cache, root, refs)
 
 

@@ -118,6 +118,12 @@ class ControlClient:
                 return drained
             time.sleep(0.2)
 
-    def stop(self) -> ControlReply:
-        """Ask the supervisor to end; it answers before it does."""
-        return self.request(ControlRequest(command="stop"))
+    def stop(self, *, now: bool = False) -> ControlReply:
+        """Ask the supervisor to end; it answers before it does.
+
+        Parameters
+        ----------
+        now : `bool`, optional
+            Whether children are killed, and the spool is left as it is.
+        """
+        return self.request(ControlRequest(command="stop", now=now))

@@ -1,6 +1,6 @@
 """``ppdctl``: show and steer a running ppd.
 
-Exit codes: 0 done; 1 refused, the reason is printed; 2 wrong arguments or
+Exit codes: 0 done; 1 refused or not there, the reason is printed; 2 wrong arguments or
 configuration; 3 no ppd answers; 4 not drained in time.
 """
 
@@ -10,7 +10,6 @@ __all__ = ["main"]
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,10 +20,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..config import find_config, load_settings
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, PpdError
 from .client import ControlClient, NoSupervisorError
+from .dead_letter_commands import add_dead_letter_commands
+from .history_commands import add_history_commands
 from .input_commands import add_input_commands
+from .options import common_options, settings_of
+from .reload_command import add_reload_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,13 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
-        socket_dir = arguments.socket_dir or _socket_dir(arguments.config)
+        if arguments.offline:  # it reads what is on disk, and needs no ppd
+            return int(arguments.run(settings_of(arguments), arguments))
+        socket_dir = arguments.socket_dir or settings_of(arguments).socket_dir
+        with ControlClient(socket_dir, arguments.timeout) as client:
+            return int(arguments.run(client, arguments))
     except ConfigurationError as e:
         print(f"ppdctl: {e}", file=sys.stderr)
         return 2
-    try:
-        with ControlClient(socket_dir, arguments.timeout) as client:
-            return int(arguments.run(client, arguments))
+    except PpdError as e:
+        print(f"ppdctl: {e}", file=sys.stderr)
+        return 1
     except NoSupervisorError as e:
         print(f"ppdctl: {e}", file=sys.stderr)
         return 3
@@ -57,17 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _socket_dir(config: Path | None) -> Path:
-    return load_settings(find_config(config, os.environ), os.environ).socket_dir
-
-
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--config", type=Path, help="ppd's configuration file")
-    common.add_argument("--socket-dir", type=Path, help="ppd's folder of sockets, instead of --config")
-    common.add_argument("--timeout", type=float, default=5.0, help="seconds to wait for an answer")
-    common.add_argument("--json", action="store_true", help="print JSON")
+    common = common_options()
     parser = argparse.ArgumentParser(prog="ppdctl", description="Show and steer a running ppd.")
+    parser.set_defaults(offline=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     status = commands.add_parser("status", parents=[common], help="how ppd is and what it does")
     status.set_defaults(run=_status)
@@ -75,10 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("files", nargs="+", help="nextVisit messages (JSON); - for standard input")
     submit.set_defaults(run=_submit)
     add_input_commands(commands, common)
+    add_history_commands(commands, common)
+    add_dead_letter_commands(commands, common)
+    add_reload_command(commands, common)
     drain = commands.add_parser("drain", parents=[common], help="finish what was accepted, take no more")
     drain.add_argument("--wait", type=float, default=0.0, help="seconds to wait until all is exported")
     drain.set_defaults(run=_drain)
     stop = commands.add_parser("stop", parents=[common], help="end ppd; what is unfinished stays for later")
+    stop.add_argument("--now", action="store_true", help="kill children, leave the spool as it is")
     stop.set_defaults(run=_stop)
     return parser
 
@@ -114,7 +117,7 @@ def _drain(client: ControlClient, arguments: argparse.Namespace) -> int:
 
 
 def _stop(client: ControlClient, arguments: argparse.Namespace) -> int:
-    reply = client.stop()
+    reply = client.stop(now=arguments.now)
     print(json.dumps({"ok": reply.ok}) if arguments.json else "ppd stops")
     return 0
 
@@ -135,6 +138,9 @@ def _print_status(status: dict[str, Any], console: Console) -> None:
         f"up {status['uptime']:.0f} s  {status['deployment']}",
         highlight=False,
     )
+    if len(status["deployments"]) > 1:
+        each = ", ".join(f"{d['id']} {d['detector_visits']}" for d in status["deployments"])
+        console.print(f"  side by side, with detector-visits at work: {each}", highlight=False)
     for fault in status["faults"]:
         console.print(f"  [red]{escape(fault)}[/]", markup=True)
     states = {k: v for k, v in status["detector_visits"].items() if v}

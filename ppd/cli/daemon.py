@@ -2,8 +2,9 @@
 
 Exit codes: 0 ended as asked; 2 the configuration can't be used; 3 the
 central repo does not answer; 4 ``ppd-init`` has not prepared this deployment
-and day; 5 no place for the cache; 6 ended, with work or outputs left for the
-next start; 130 interrupted before it was ready.
+and day; 5 no place for the cache; 6 ended, with detector-visits left for the
+next start, and perhaps hand-overs; 7 ended, with nothing but hand-overs left in
+the spool; 130 interrupted before it was ready.
 """
 
 from __future__ import annotations

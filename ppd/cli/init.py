@@ -16,20 +16,25 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import find_config, load_settings
-from ..deployment import date_string
+from ..config import Settings, find_config, load_settings
+from ..deployment import date_string, day_obs, deployment_id
 from ..errors import CentralUnavailableError, ConfigurationError
 from ..logs import setup_logging
 
 _LOG = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
 
 
 def _day_obs(text: str) -> int:
@@ -51,8 +56,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-c", "--config", type=Path, help="configuration file (default: $PPD_CONFIG)")
     parser.add_argument("--day-obs", type=_day_obs, help="day to prepare, YYYYMMDD (default: today)")
+    parser.add_argument("--ahead", type=float, default=0.0, help="the day that it is in so many seconds")
+    parser.add_argument(
+        "--settings", choices=["-"], help="read settings as JSON from standard input: for ppd"
+    )
+    parser.add_argument("--expect", help="deployment ID that it has to be, or nothing is written: for ppd")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    if args.settings is None:
+        return load_settings(find_config(args.config, os.environ), os.environ)
+    # The supervisor that has started this may end before it does: then nobody wants it.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    return Settings.from_dict(json.load(sys.stdin))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        settings = load_settings(find_config(args.config, os.environ), os.environ)
+        settings = _settings(args)
     except ConfigurationError as e:
         print(f"ppd-init: {e}", file=sys.stderr)
         return 2
@@ -81,7 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..initializer import initialize
 
     try:
-        report = initialize(settings, args.day_obs)
+        if args.expect is not None and deployment_id(settings) != args.expect:
+            raise ConfigurationError(
+                f"The pipelines, or what is installed, are not those of {args.expect} any more: "
+                "reload the configuration, or restart ppd."
+            )
+        report = initialize(settings, args.day_obs or day_obs(time.time() + args.ahead))
     except ConfigurationError as e:
         print(f"ppd-init: nothing was written.\n{e}", file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ from ..errors import IgnorableVisitError, InvalidVisitError
 from ..focalplane import FocalPlane
 from ..pipelines import choose
 from ..visit import BareVisit, FannedOutVisit, check_fresh, parse_visit
+from .deployments import Deployment
 from .table import DetectorVisit, VisitEntry
 
 
@@ -27,11 +28,12 @@ def admit(
     message: Any,
     *,
     settings: Settings,
-    deployment: str,
+    deployment: Deployment,
     focal_plane: FocalPlane,
     detectors: frozenset[int],
     filters: Mapping[str, str],
     known: Callable[[str, str], set[int]],
+    earlier: Callable[[str], VisitEntry | None] = lambda group: None,
     accepted: float | None = None,
     only: Iterable[int] | None = None,
 ) -> VisitEntry:
@@ -43,8 +45,8 @@ def admit(
         The message: text, bytes or object.
     settings : `ppd.config.Settings`
         The configuration.
-    deployment : `str`
-        Deployment ID.
+    deployment : `ppd.supervisor.deployments.Deployment`
+        What new visits are processed with.
     focal_plane : `ppd.focalplane.FocalPlane`
         Where the detectors look.
     detectors : `frozenset` [ `int` ]
@@ -53,6 +55,9 @@ def admit(
         Band by physical filter.
     known : callable
         Detectors of an instrument's group that were accepted before.
+    earlier : callable, optional
+        The visit of a group that is known: a detector that is announced
+        while others are at work belongs to the same day and deployment.
     accepted : `float`, optional
         When the visit was first accepted, if that was before (recovery).
     only : iterable of `int`, optional
@@ -102,27 +107,32 @@ def admit(
     else:
         fresh = wanted & frozenset(only)
     first = accepted or now
+    before = earlier(visit.groupId)
+    day = day_obs(first)
+    if before is not None and before.unfinished:
+        day, deployment = before.day_obs, before.deployment
+    pipelines = deployment.settings
     expires = now - visit.age(now) + settings.message_expiration
     planned = {}
     centres = _centres(visit, focal_plane)
     for detector in sorted(fresh):
-        main = choose(settings.main_pipelines, visit, centres.get(detector))
+        main = choose(pipelines.main_pipelines, visit, centres.get(detector))
         if main:
             planned[detector] = DetectorVisit(
                 instrument=visit.instrument,
                 group=visit.groupId,
                 detector=detector,
-                preprocessing=choose(settings.preprocessing_pipelines, visit, centres.get(detector)),
+                preprocessing=choose(pipelines.preprocessing_pipelines, visit, centres.get(detector)),
                 main=main,
                 accepted=first,
                 expires=expires,
+                child_memory=pipelines.child_memory,
             )
     if not planned:
         raise IgnorableVisitError(f"Visit {visit.identity}: no pipeline is configured for it.")
-    day = day_obs(now)
     paths = {p for d in planned.values() for p in (*d.preprocessing, *d.main)} | {NO_PIPELINE}
     date = date_string(day)
-    runs = {path: run_name(visit.instrument, date, path, deployment) for path in sorted(paths)}
+    runs = {path: run_name(visit.instrument, date, path, deployment.id) for path in sorted(paths)}
     return VisitEntry(
         visit=visit,
         accepted=first,

@@ -33,13 +33,14 @@ from ..errors import (
     one_line,
 )
 from ..instruments.description import InstrumentDescription
-from ..messages import PipelineSummary, Pointing
+from ..messages import Pointing
+from .deployments import Deployment
 from .gather import Gatherer
 from .inbox import Inbox
 from .inheritance import Inheritance
 from .prefetch import Prefetcher
 from .reading import CentralButlers
-from .requests import Prefetch, Released, Resolve, Resolved
+from .requests import DayKnown, Learn, LearnDay, Learned, Prefetch, Released, Resolve, Resolved
 from .resolve import Resolution
 from .statements import StatementCounter
 
@@ -49,6 +50,7 @@ _LOG = logging.getLogger(__name__)
 _RENEW_SECONDS = 60.0
 _LOOK_SECONDS = 5.0
 _LEARN_AGAIN_SECONDS = 2.0
+_Request = Resolve | Released | Prefetch | LearnDay | Learn
 # Known to every child, whatever its pipelines write.
 _ALWAYS = ("raw", "regionTimeInfo", "prompt_provenance")
 
@@ -82,7 +84,7 @@ class CentralReader:
     def __init__(self, settings: Settings, description: InstrumentDescription, inbox: Inbox):
         self._settings = settings
         self._inbox = inbox
-        self._requests: queue.SimpleQueue[Resolve | Released | Prefetch | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         # The middleware's copies of files run in pools of this size.
         os.environ["LSST_RESOURCES_NUM_WORKERS"] = str(settings.transfer_workers)
         # A server that does not answer at all must not be waited for for ever.
@@ -118,7 +120,7 @@ class CentralReader:
         self._say_status()
         self.started_at: float | None = None
         """When `start` was called, monotonic seconds."""
-        self._pipelines: tuple[PipelineSummary, ...] = ()
+        self._first: Deployment | None = None
         self._learnt = False
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="central-reader", daemon=True)
@@ -142,39 +144,40 @@ class CentralReader:
         """Ask the primary something, before `start`."""
         self._central.read(call, primary=True)
 
-    def start(self, pipelines: tuple[PipelineSummary, ...]) -> None:
+    def start(self, deployment: Deployment) -> None:
         """Begin: learn what the pipelines need, then serve what was requested meanwhile too.
 
         Parameters
         ----------
-        pipelines : `tuple` [ `ppd.messages.PipelineSummary` ]
-            What the nursery built.
+        deployment : `ppd.supervisor.deployments.Deployment`
+            What the nursery was built for, with what it has built.
         """
         self.started_at = time.monotonic()
-        self._pipelines = pipelines
+        self._first = deployment
         self._thread.start()
 
-    def _learn(self) -> None:
+    def _learn_first(self) -> None:
         """Learn what the pipelines need, and register their dataset types."""
-        pipelines = self._pipelines
-        names = set(_ALWAYS)
-        for pipeline in pipelines:
-            names.update(pipeline.outputs, pipeline.init_outputs)
-            # Inputs too, or nothing that uses them could be rehearsed before they are fetched.
-            names.update(declared.name.partition(".")[0] for declared in pipeline.inputs)
-        self._gatherer.learn(pipelines)
-        # The replica may lag behind ppd-init, which has registered them.
-        self._central.read(lambda butler: self._register(butler, names), primary=True)
+        assert self._first is not None
+        self._gatherer.learn(self._first.pipelines, self._first)
+        self._register_types(self._first)
         self._inbox.put(self._inheritance.first())
         self._warm_up(None)
         self._learnt = True
 
-    def request(self, request: Resolve | Released | Prefetch) -> None:
+    def request(self, request: _Request) -> None:
         """Queue a request; returns at once."""
         self._requests.put(request)
 
-    def stop(self, timeout: float) -> bool:
+    def stop(self, timeout: float, hurried: Callable[[], bool] = lambda: False) -> bool:
         """End the thread and remove the cache.
+
+        Parameters
+        ----------
+        timeout : `float`
+            Seconds to wait for the thread.
+        hurried : callable, optional
+            Whether not to wait any longer.
 
         Returns
         -------
@@ -184,7 +187,9 @@ class CentralReader:
         self._ending.set()
         if self._thread.is_alive():
             self._requests.put(None)
-            self._thread.join(timeout)
+            deadline = time.monotonic() + timeout
+            while self._thread.is_alive() and time.monotonic() < deadline and not hurried():
+                self._thread.join(0.05)
         ended = not self._thread.is_alive()
         if ended:
             self._cache.close()
@@ -192,6 +197,15 @@ class CentralReader:
             self._counter.close()
         remove_place(self.place)
         return ended
+
+    def _register_types(self, deployment: Deployment) -> None:
+        names = set(_ALWAYS)
+        for pipeline in deployment.pipelines:
+            names.update(pipeline.outputs, pipeline.init_outputs)
+            # Inputs too, or nothing that uses them could be rehearsed before they are fetched.
+            names.update(declared.name.partition(".")[0] for declared in pipeline.inputs)
+        # The replica may lag behind ppd-init, which has registered them.
+        self._central.read(lambda butler: self._register(butler, names), primary=True)
 
     def _register(self, butler: Butler, names: set[str]) -> None:
         known = []
@@ -203,9 +217,9 @@ class CentralReader:
         self._cache.register_dataset_types(known)
 
     def _run(self) -> None:
-        self._guarded(self._learn)
+        self._guarded(self._learn_first)
         while not self._learnt and not self._ending.wait(_LEARN_AGAIN_SECONDS):
-            self._guarded(self._learn)
+            self._guarded(self._learn_first)
         while not self._ending.is_set():
             try:
                 wait = _LOOK_SECONDS if self._central.trouble else None
@@ -236,7 +250,7 @@ class CentralReader:
             self._central.trouble,
         )
 
-    def _serve(self, request: Resolve | Released | Prefetch) -> None:
+    def _serve(self, request: _Request) -> None:
         if isinstance(request, Resolve):
             answer = self._resolve(request)
             self._inbox.put(answer)
@@ -245,6 +259,10 @@ class CentralReader:
                 self._renew(answer.inputs.resolution)
         elif isinstance(request, Released):
             self._cache.release(request.holder)
+        elif isinstance(request, Learn):
+            self._inbox.put(self._learn(request))
+        elif isinstance(request, LearnDay):
+            self._inbox.put(self._learn_day(request))
         else:
             self._prefetcher.add(request.pointings)
 
@@ -269,6 +287,41 @@ class CentralReader:
             if prepare is not None:
                 self._inbox.put(prepare)
 
+    def _learn(self, request: Learn) -> Learned:
+        """Get ready for another deployment beside those that are known."""
+        deployment = request.deployment
+        try:
+            self._gatherer.learn(deployment.pipelines, deployment)
+            self._gatherer.learn_day(request.day_obs, deployment.id)
+            self._register_types(deployment)
+        except NotInitializedError as e:
+            return Learned(request.number, str(e), missing=True)
+        except Exception as e:
+            if not isinstance(e, CentralUnavailableError | SharedMemoryError | sqlalchemy.exc.DBAPIError):
+                _LOG.exception("Deployment %s can't be got ready for.", deployment.id)
+            return Learned(request.number, one_line(e, 500))
+        self._gatherer.use(deployment.id)
+        self._prefetcher.padding = deployment.settings.preload_padding
+        self._inheritance.max_bytes = deployment.settings.inherit_bytes
+        # With the new types in its registry; what was read before is read again.
+        self._inbox.put(self._inheritance.again())
+        self._warm.clear()
+        self._warm_up(None)
+        return Learned(request.number)
+
+    def _learn_day(self, request: LearnDay) -> DayKnown:
+        """Find and fetch init-outputs now, so that the first visit that needs them does not wait for it."""
+        what = (request.day_obs, request.deployment)
+        try:
+            self._gatherer.learn_day(*what)
+        except NotInitializedError as e:
+            return DayKnown(*what, error=str(e), missing=True)
+        except Exception as e:
+            if not isinstance(e, CentralUnavailableError | SharedMemoryError | sqlalchemy.exc.DBAPIError):
+                _LOG.exception("The init-outputs of %d can't be had.", request.day_obs)
+            return DayKnown(*what, error=one_line(e, 500))
+        return DayKnown(*what)
+
     def _resolve(self, request: Resolve) -> Resolved:
         begin = time.monotonic()
         group = request.visit.groupId
@@ -284,7 +337,8 @@ class CentralReader:
                 _LOG.exception("Inputs of visit %s can't be found.", group)
             resolved = Resolved(group, error=f"{type(e).__name__}: {e}")
         seconds = time.monotonic() - begin
-        return dataclasses.replace(resolved, statements=self._counter.take(), seconds=seconds)
+        asked = frozenset(request.main)
+        return dataclasses.replace(resolved, asked=asked, statements=self._counter.take(), seconds=seconds)
 
 
 def _instrument_records(

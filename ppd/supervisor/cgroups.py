@@ -31,7 +31,7 @@ class Cgroups:
     """
 
     def __init__(self, limit: int | None):
-        self._limit = limit
+        self.limit = limit
         self._controlled = False
         self.memory = False
         """Whether the kernel keeps children to their limit here."""
@@ -80,8 +80,8 @@ class Cgroups:
         group = self._root / (_CHILD + os.fsdecode(os.fsencode(name)[-_NAME_BYTES:]))
         try:
             group.mkdir(exist_ok=True)
-            if self.memory and self._limit is not None:
-                (group / "memory.max").write_text(str(self._limit))
+            if self.memory and self.limit is not None:
+                (group / "memory.max").write_text(str(self.limit))
                 (group / "memory.oom.group").write_text("1")
                 # Absent where the kernel does not count swap.
                 with contextlib.suppress(OSError):
@@ -115,7 +115,7 @@ class Cgroups:
         try:
             return int((group / "memory.peak").read_text())
         except (OSError, ValueError):
-            return self._limit or 0
+            return self.limit or 0
 
     def remove(self, group: Path) -> bool:
         """Remove a group; `False`: there are processes in it still."""

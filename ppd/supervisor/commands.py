@@ -7,6 +7,7 @@ __all__ = ["answer"]
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ..crash_points import here
 from ..errors import (
     IgnorableVisitError,
     InvalidVisitError,
@@ -18,6 +19,7 @@ from ..errors import (
 from ..messages import ControlReply, ControlRequest, Pointing
 from .admission import DuplicateVisitError
 from .inputs import describe_inputs
+from .redelivery import deal_with
 from .requests import Prefetch
 from .status import describe
 from .table import State
@@ -59,21 +61,33 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
         return _inputs(supervisor, request)
     if request.command == "prefetch":
         return _prefetch(supervisor, request.pointings)
+    if request.command in ("retry_dead_letters", "drop_dead_letters"):
+        return deal_with(supervisor.lifecycle, supervisor.settings.spool_dir, request)
+    if request.command == "reload":
+        number, refusal = supervisor.reloader.begin("ppdctl")
+        if refusal is not None:
+            return ControlReply(ok=False, code="unavailable", error=refusal)
+        return ControlReply(ok=True, result=supervisor.reloader.describe(number))
+    if request.command == "reloading":
+        return ControlReply(ok=True, result=supervisor.reloader.describe(request.number))
     if request.command == "drain":
         supervisor.drain()
         return ControlReply(ok=True, result={"drained": supervisor.idle()})
     if request.command == "stop":
-        supervisor.stopping = True
+        supervisor.stop(now=request.now)
         return ControlReply(ok=True)
     return ControlReply(ok=True, result=describe(supervisor))
 
 
 def _submit(supervisor: Supervisor, message: Any) -> ControlReply:
-    if supervisor.draining:
-        return ControlReply(ok=False, code="unavailable", error="ppd is draining and takes no visits.")
+    if supervisor.draining or supervisor.stopping:
+        what = "stops" if supervisor.stopping else "is draining"
+        return ControlReply(ok=False, code="unavailable", error=f"ppd {what} and takes no visits.")
+    here("supervisor.visit-received")
     try:
         entry = supervisor.admit(message)
         supervisor.spool_watch.check_room(entry.visit.identity)
+        here("supervisor.visit-validated")
         supervisor.lifecycle.accept(entry, "control")
     except PpdError as e:
         for kind, name, code in _REFUSALS:

@@ -66,7 +66,7 @@ class Containment:
         self.cgroups = Cgroups(settings.child_memory)
         self._groups: dict[str, Path] = {}
         self._strays = Strays(self._kept, self._attribute, self._was_killed)
-        self._memory = MemoryWatch(None if self.cgroups.memory else settings.child_memory)
+        self._memory = MemoryWatch(not self.cgroups.memory)
 
     def end_left_behind(self, grace: float) -> None:
         """Let children of an earlier supervisor end, and remove what they have left outside their repos.
@@ -90,6 +90,7 @@ class Containment:
         self._owners[self.mark(d)] = self._owner(d)
         while len(self._owners) > _REMEMBERED:
             self._owners.popitem(last=False)
+        self.cgroups.limit = d.child_memory
         group = self.cgroups.make(d.key.file_name)
         if group is not None:
             self._groups[self.mark(d)] = group
@@ -189,8 +190,8 @@ class Containment:
 
     def _note_memory(self, d: DetectorVisit, group: Path) -> None:
         used = self.cgroups.exceeded(group)
-        if used is not None and self._settings.child_memory is not None and not (d.done and d.done.success):
-            exceeded(d, used, self._settings.child_memory)
+        if used is not None and d.child_memory is not None and not (d.done and d.done.success):
+            exceeded(d, used, d.child_memory)
 
 
 def mark_prefix(settings: Settings) -> str:

@@ -6,14 +6,16 @@ understood is answered or logged, and counted.
 
 from __future__ import annotations
 
-__all__ = ["EXIT_LEFT_WORK", "Supervisor", "run"]
+__all__ = ["Supervisor", "run"]
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,20 +24,18 @@ import pydantic
 import zmq
 
 from ..config import Settings
+from ..crash_points import here
 from ..deployment import day_obs, deployment_id
-from ..errors import ConfigurationError
-from ..initializer import check_initialized, initialize
+from ..errors import ConfigurationError, NotInitializedError
+from ..initializer import check_initialized
 from ..instruments.description import find_description
+from ..logs import setup_logging
 from ..messages import (
     ControlReply,
     ControlRequest,
-    DetectorKey,
-    Exported,
     MessageError,
-    NurseryPrepared,
     NurseryReady,
     PrepareNursery,
-    SetAside,
     SetupFailed,
     decode,
     encode,
@@ -47,26 +47,32 @@ from .child_logs import prune_logs
 from .commands import answer
 from .containment import Containment
 from .counters import Counters
+from .deployments import Deployment
 from .exporter_keeper import ExporterKeeper
+from .exports import Exports
 from .inbox import Inbox
+from .init_process import initialize_now
 from .journal import Journal
 from .ledger import Ledger
 from .lifecycle import Lifecycle
 from .lock import StateLock
 from .notify import sd_notify
-from .nursery_keeper import NurseryKeeper
+from .nurseries import Nurseries
 from .raw_sources import RawSources, make_sources
 from .recovery import take_up
-from .requests import Released, Resolved
-from .spool import clear_building, has_ready, make_folders, ready_entries
+from .reloading import Reloader
+from .requests import DayKnown, Learned, Released, Resolved
+from .retention import Retention
+from .rollover import Rollover
+from .setting_kinds import SettingsInForce, in_force
+from .signals import Signals
+from .spool import clear_building, has_ready, make_folders
 from .spool_watch import SpoolWatch
 from .stalls import LoopWatch
-from .table import State, VisitEntry
+from .table import VisitEntry
+from .winding_up import seconds_for, wind_up
 
 _LOG = logging.getLogger(__name__)
-
-EXIT_LEFT_WORK = 6
-"""Exit code when work or outputs are left for the next start."""
 
 _TICK_MS = 100
 # How long after our start children of a supervisor that was killed may hand over what they have.
@@ -90,20 +96,20 @@ class Supervisor:
 
     def __init__(self, settings: Settings):
         _allow_files()
-        self.settings = settings
+        self._in_force = SettingsInForce(settings)
+        # Read as it is when it is read, by all that get it from here.
+        self.settings = in_force(self._in_force)
         self.started = time.time()
         self.counters = Counters()
         self.watch = LoopWatch(self._stalled)
         self.draining = False
         self.stopping = False
         self._fatal: ConfigurationError | None = None
-        self._exported: dict[str, DetectorKey] = {}
-        self._signals: list[int] = []
+        self.signals = Signals()
+        self._at_once = False
         self._answers: list[tuple[list[bytes], ControlReply]] = []
         self._logs_checked = -math.inf
         self._undo = contextlib.ExitStack()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, lambda s, _: self._signals.append(s))
         try:
             self._make_folders()
             self._set_up()
@@ -126,29 +132,33 @@ class Supervisor:
         settings = self.settings
         lock = StateLock(settings.state_dir)
         self._undo.callback(lock.close)
-        self.deployment = deployment_id(settings)
+        self.deployment = Deployment(deployment_id(settings), self._in_force.now)
+        self.reloader = Reloader(self)
+        self._undo.callback(self.reloader.stop)
         description = find_description(settings.instrument, settings.instrument_description)
         self.focal_plane = description.focal_plane
         # Before the nursery: it is in our control group then, wherever that is.
         self.containment = Containment(settings, self.counters, self._own_pids)
-        self._undo.callback(self.containment.close, 5.0)
+        self._undo.callback(lambda: self.containment.close(self.patience(5.0)))
         # The nursery's imports take seconds; they go on while we set up.
-        self.nursery = NurseryKeeper(settings)
-        self._undo.callback(self.nursery.stop, 8.0)
+        self.nursery = Nurseries(self.deployment.settings)
+        self._undo.callback(lambda: self.nursery.stop(self.patience(8.0)))
         make_folders(settings.spool_dir)
         self.journal = Journal(settings.state_dir / "journal.sqlite3")
         self._undo.callback(self.journal.close)
+        self.retention = Retention(self.journal, settings)
         self.inbox = Inbox()
-        self.central = CentralReader(settings, description, self.inbox)
-        self._undo.callback(self.central.stop, 10.0)
-        day = day_obs(time.time())
-        if settings.initialize_automatically:
-            initialize(settings, day)
-        # The primary knows first what ppd-init wrote.
-        self.central.on_primary(lambda butler: check_initialized(butler, settings, day, self.deployment))
+        # What waits for a database that does not answer may be broken off.
+        with self.signals.raising():
+            self.central = CentralReader(settings, description, self.inbox)
+        self._undo.callback(self.central.stop, 10.0, lambda: self.hurried)
+        with self.signals.raising():
+            self._check_initialized(day_obs(time.time()))
         self.exporter = ExporterKeeper(settings)
-        self._undo.callback(self.exporter.stop, 10.0)
+        self._undo.callback(lambda: self.exporter.stop(self.patience(10.0)))
         self.spool_watch = SpoolWatch(settings, self.counters, self.exporter)
+        self.rollover = Rollover(settings, self.central.request)
+        self._undo.callback(self.rollover.stop)
         self._open_sockets()
         names = {d.name: d.id for d in description.focal_plane.detectors}
         self.sources = RawSources(make_sources(settings, names, self.inbox.put), names)
@@ -163,10 +173,29 @@ class Supervisor:
             self.sources,
             lambda: self.spool_watch.has_room,
         )
+        self.exports = Exports(self.exporter, self.lifecycle, self.journal, settings.spool_dir)
 
     def _own_pids(self) -> set[int]:
         own = self.nursery.pids if hasattr(self, "nursery") else set()
         return own | ({self.exporter.pid} if hasattr(self, "exporter") else set())
+
+    def _check_initialized(self, day: int) -> None:
+        """See that init-outputs are there, or make them where that is configured."""
+        settings, deployment = self._in_force.now, self.deployment
+        try:
+            # The primary knows first what ppd-init wrote.
+            self.central.on_primary(lambda butler: check_initialized(butler, settings, day, deployment.id))
+        except NotInitializedError:
+            if not settings.initialize_automatically:
+                raise
+            initialize_now(deployment, day)
+
+    def _begin_work(self, ready: NurseryReady) -> None:
+        """Go on with what was accepted meanwhile: there are children from now on."""
+        self.deployment = dataclasses.replace(self.deployment, pipelines=ready.pipelines)
+        self.central.start(self.deployment)
+        sd_notify("READY=1")
+        _LOG.info("Ready: deployment %s, %d detectors.", self.deployment.id, len(self.central.detectors))
 
     def _open_sockets(self) -> None:
         folder = self.settings.socket_dir
@@ -190,7 +219,7 @@ class Supervisor:
         Returns
         -------
         code : `int`
-            0, or `EXIT_LEFT_WORK`.
+            See `ppd.cli.daemon`.
         """
         wake_read, wake_write = os.pipe()
         self._undo.callback(os.close, wake_read)
@@ -209,10 +238,11 @@ class Supervisor:
             self._undo.enter_context(self.watch)
             seconds = time.time() - self.started
             _LOG.info("Visits are accepted %.1f s after the start; the nursery is being built.", seconds)
+            here("supervisor.ready")
             self._loop(wake_read, lambda: self.stopping or self._fatal is not None)
             if self._fatal is not None:
                 raise self._fatal
-            return self._wind_up(wake_read)
+            return wind_up(self, lambda enough, seconds: self._loop(wake_read, enough, seconds))
         finally:
             sd_notify("STOPPING=1")
             self._undo.close()
@@ -222,9 +252,9 @@ class Supervisor:
         deadline = None if seconds is None else time.monotonic() + seconds
         while not enough() and (deadline is None or time.monotonic() < deadline):
             poller = zmq.Poller()
-            pipes = (self.nursery.fileno(), self.exporter.fileno(), self.inbox.fileno(), wake)
+            pipes = (*self.nursery.filenos(), self.exporter.fileno(), self.inbox.fileno(), wake)
             for source in (self.children, self.control, *pipes):
-                if source != -1:  # no nursery, or no exporter, now
+                if source != -1:  # no exporter now
                     poller.register(source, zmq.POLLIN)
             ready = dict(poller.poll(_TICK_MS))
             self.watch.begin()
@@ -234,25 +264,23 @@ class Supervisor:
             for step in (
                 self._take_children,
                 self._take_nursery,
-                self._take_exporter,
+                self.exports.turn,
                 self._take_inbox,
                 self._take_control,
                 self.lifecycle.turn,
                 self.spool_watch.look,
+                self._turn_days,
+                self._turn_deployments,
                 self._check_logs,
                 self.nursery.flush,
                 self.journal.commit,
-                self._discard_exported,
+                self.exports.let_go,
+                self.retention.turn,
                 self._send_answers,
             ):
                 self._guarded(step)
             self.watch.end()
-            if self._signals:
-                # A second one, while winding up, ends the wait at hand.
-                self._signals.clear()
-                if self.stopping:
-                    return
-                self.stopping = True
+            self.stopping |= self.signals.stops > 0
 
     def idle(self) -> bool:
         """Whether nothing is left to do."""
@@ -263,33 +291,43 @@ class Supervisor:
         self.draining = True
         self.exporter.hurry()
 
-    def _wind_up(self, wake: int) -> int:
-        """Let children finish and the spool drain, each within its grace."""
-        table, grace = self.lifecycle.table, self.settings.stop_grace
-        _LOG.info("Stopping: no more visits; children at work have %.0f s.", grace)
-        self.drain()
-        # From here on what can't be finished is left for the next start.
-        self.lifecycle.endings.stopping = True
-        self.sources.stop()
-        # A child that waits for a raw waits for something that nobody looks for.
-        self._loop(wake, lambda: not any(d.state is State.RUNNING for d in table.live()), grace)
-        self.lifecycle.terminate_all("ppd stops", signal.SIGTERM)
-        self._loop(wake, lambda: not table.live(), self.settings.kill_grace + 3.0)
-        self._loop(wake, lambda: not has_ready(self.settings.spool_dir), min(grace, 10.0))
-        # What it exports at the last moment is reported again by the next start's.
-        self.exporter.stop(10.0)
-        self.nursery.stop(8.0)
+    @property
+    def hurried(self) -> bool:
+        """Whether it was told to end at once."""
+        return self._at_once or self.signals.stops > 1
+
+    def patience(self, seconds: float) -> float:
+        """Seconds to wait for something to end: hardly any, when told to end at once."""
+        return seconds_for(seconds, self.hurried)
+
+    def stop(self, *, now: bool = False) -> None:
+        """End soon, or at once; what is unfinished is left for the next start."""
+        self.stopping = True
+        self._at_once |= now
+
+    def put_in_force(self, settings: Settings, deployment: Deployment | None) -> None:
+        """Go on with other settings, and with another deployment for new visits if one is given.
+
+        Parameters
+        ----------
+        settings : `ppd.config.Settings`
+            The settings, checked.
+        deployment : `ppd.supervisor.deployments.Deployment` or `None`
+            Its nursery is the candidate, which is ready.
+        """
+        if deployment is not None:
+            self.nursery.promote(deployment.generation)
+            self.deployment = deployment
+        self._in_force.replace(settings)
+        self.lifecycle.settings_changed()
+        self.nursery.set_max_age(settings.nursery_max_age)
+        self.exporter.reconfigure(settings)
+        setup_logging(settings)
+
+    def last_words(self) -> None:
+        """Take what other threads have said, and make all durable."""
         self._guarded(self._take_inbox)
         self.journal.commit()
-        if self.idle():
-            _LOG.info("Stopped; nothing is left to do.")
-            return 0
-        _LOG.warning(
-            "Stopped; %d detector-visits and %d hand-overs are left for the next start.",
-            len(table.unfinished()),
-            len(ready_entries(self.settings.spool_dir)),
-        )
-        return EXIT_LEFT_WORK
 
     def admit(
         self, message: Any, accepted: float | None = None, only: Iterable[int] | None = None
@@ -303,6 +341,7 @@ class Supervisor:
             detectors=self.central.detectors,
             filters=self.central.filters,
             known=self.journal.known_detectors,
+            earlier=self.lifecycle.table.visits.get,
             accepted=accepted,
             only=only,
         )
@@ -338,44 +377,23 @@ class Supervisor:
     def _take_nursery(self) -> None:
         for message in self.nursery.receive():
             if isinstance(message, NurseryReady) and not self.central.started:
-                self.central.start(message.pipelines)
-                sd_notify("READY=1")
-                _LOG.info("Ready: deployment %s, %d detectors.", self.deployment, len(self.central.detectors))
+                here("supervisor.nursery-ready")
+                self._begin_work(message)
             elif isinstance(message, SetupFailed) and not self.central.started:
                 self._fatal = ConfigurationError(message.reason)
-            elif isinstance(message, NurseryPrepared):
-                for holder in self.nursery.prepared(message):
-                    self.central.request(Released(holder))
             else:
                 self.lifecycle.nursery_said(message)
-        orphans = self.nursery.check()
-        if orphans is not None and not self.central.started and not self.nursery.was_killed:
-            # What is wrong with the first one will not go away.
-            self._fatal = self._fatal or ConfigurationError(
-                "The nursery ended before it was ready; its error is in the log."
-            )
-        elif orphans is not None:
+        for holder in self.nursery.take_released():
+            self.central.request(Released(holder))
+        for generation, orphans in self.nursery.check():
+            if not self.central.started and not self.nursery.was_killed:
+                # What is wrong with the first one will not go away.
+                self._fatal = self._fatal or ConfigurationError(
+                    "The nursery ended before it was ready; its error is in the log."
+                )
+                return
             self.counters.error("nursery_restarts", "nursery", "the nursery ended unasked")
-            self.lifecycle.nursery_lost(orphans)
-
-    def _take_exporter(self) -> None:
-        for message in self.exporter.receive():
-            if isinstance(message, Exported):
-                # Also if the journal should not take all of it: what is not said here is said again.
-                self._guarded(lambda message=message: self.lifecycle.exported(message))
-                self._exported.update({e.entry: e.key for e in message.entries})
-            elif isinstance(message, SetAside):
-                self._guarded(lambda message=message: self.lifecycle.undeliverable(message))
-
-    def _discard_exported(self) -> None:
-        """Let exported hand-overs go, once the journal has that they are."""
-        if self._exported and self.journal.trouble is None:
-            # One whose child's end is still to be heard of would seem to have handed over nothing.
-            done = [entry for entry, key in self._exported.items() if self.lifecycle.settled(key)]
-            self.exporter.discard(done)
-            for entry in done:
-                del self._exported[entry]
-        self.exporter.flush()
+            self.lifecycle.nursery_lost(generation, orphans)
 
     def _take_inbox(self) -> None:
         for item in self.inbox.drain():
@@ -387,8 +405,23 @@ class Supervisor:
             self.lifecycle.raw_seen(item)
         elif isinstance(item, Resolved):
             self.lifecycle.inputs.resolved(item)
+        elif isinstance(item, DayKnown):
+            if self.rollover.looked(item):
+                self.lifecycle.inputs.ask_now(item.day_obs, item.deployment)
+        elif isinstance(item, Learned):
+            self.reloader.learned(item)
         elif isinstance(item, PrepareNursery):
             self.nursery.prepare(item)
+
+    def _turn_days(self) -> None:
+        if not self.stopping:
+            self.rollover.turn(self.deployment, self.lifecycle.inputs.days_wanted(self.deployment.id))
+
+    def _turn_deployments(self) -> None:
+        if self.signals.take_reload():
+            self.reloader.begin("SIGHUP")
+        self.reloader.turn()
+        self.nursery.retire(self.lifecycle.generations())
 
     def _take_control(self) -> None:
         for _ in range(200):
@@ -415,8 +448,10 @@ class Supervisor:
         answers, self._answers = self._answers, []
         for envelope, reply in answers:
             try:
+                here("supervisor.answer-not-sent")
                 with contextlib.suppress(zmq.ZMQError):
                     self.control.send_multipart([*envelope, encode(reply)], zmq.NOBLOCK)
+                here("supervisor.answer-sent")
             except Exception:
                 self.counters.add("internal_errors")
                 _LOG.exception("An answer could not be sent.")
@@ -458,4 +493,11 @@ def run(settings: Settings) -> int:
     ppd.errors.PpdError
         Raised if it can't start.
     """
-    return Supervisor(settings).run()
+    supervisor = Supervisor(settings)
+    code = supervisor.run()
+    if supervisor.hurried:
+        # A thread may still wait for a database or a disk, and an end of the interpreter for it.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    return code

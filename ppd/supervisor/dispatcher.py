@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pydantic
 
 from ..config import Settings
+from ..crash_points import here
 from ..messages import CancelWork, ForkRequest, Job, PermitGrant
 from .child_logs import log_file
 from .containment import Containment
@@ -42,7 +43,7 @@ class Dispatcher:
     containment : `ppd.supervisor.containment.Containment`
         Looks after what children leave behind.
     fork : callable
-        Sends a request to the nursery; returns whether there is one.
+        Sends a request to the nursery of a generation; returns whether there is one.
     send : callable
         Sends a message to the child with a ZeroMQ identity.
     """
@@ -55,7 +56,7 @@ class Dispatcher:
         ledger: Ledger,
         endings: Endings,
         containment: Containment,
-        fork: Callable[[ForkRequest], bool],
+        fork: Callable[[ForkRequest, int], bool],
         send: Callable[[bytes, pydantic.BaseModel], None],
     ):
         self._settings = settings
@@ -66,8 +67,14 @@ class Dispatcher:
         self._containment = containment
         self._fork = fork
         self._send = send
-        self.permits = Permits(settings.running or os.cpu_count() or 1)
+        self.permits = Permits(1)
         self.pace = Pace(settings.alert_deadline)
+        self.settings_changed()
+
+    def settings_changed(self) -> None:
+        """Take the settings in force."""
+        self.permits.limit = self._settings.running or os.cpu_count() or 1
+        self.pace.alert_deadline = self._settings.alert_deadline
 
     def _claim(self, d: DetectorVisit, preprocessing: bool | None = None) -> Claim:
         if preprocessing is None:
@@ -99,6 +106,7 @@ class Dispatcher:
                 self.permits.give_back(key)
             else:
                 self._send(holder.identity, PermitGrant())
+                here("supervisor.permit-granted")
 
     def fork_waiting(self, now: float, room: bool = True) -> None:
         """Fork those whose turn it is, and let those that have waited too long fail.
@@ -127,9 +135,13 @@ class Dispatcher:
             return
         turn = plan_forks(waiting, self._table.live(), self._settings.slots, self._claim, time.time())
         for d in turn.fork:
-            if self._fork(ForkRequest(job=self._job(d))):
+            generation = self._table.visits[d.group].deployment.generation
+            request = ForkRequest(job=self._job(d))
+            here("supervisor.fork-not-asked")
+            if self._fork(request, generation):
                 self._ledger.change(d, State.FORKED)
                 d.forked_at = d.heard_at = now
+                here("supervisor.fork-asked")
         for d in turn.put_back:
             self._put_back(d)
 

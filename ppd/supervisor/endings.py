@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..config import Settings
+from ..crash_points import here
 from ..logs import bound
 from ..messages import ChildDone, Predecessor, own_folder
 from .ledger import Ledger
-from .spool import find_ready
+from .spool import find_ready, is_ready
 from .table import DetectorVisit, State
 
 _LOG = logging.getLogger(__name__)
@@ -47,10 +48,13 @@ class Endings:
         self._release = release
         self.stopping = False
         """Whether what is unfinished is left for the next start."""
+        self.hurried = False
+        """Whether nobody waits for last words any more."""
 
     def due(self, d: DetectorVisit, now: float) -> bool:
         """Whether a child has ended and nothing more will be heard of it."""
-        return d.exited_at is not None and (d.done is not None or now >= d.exited_at + _LAST_WORD_SECONDS)
+        patience = 0.0 if self.hurried else _LAST_WORD_SECONDS
+        return d.exited_at is not None and (d.done is not None or now >= d.exited_at + patience)
 
     def settle(self, d: DetectorVisit) -> None:
         """Decide, once the child is gone; `due` says when.
@@ -64,14 +68,18 @@ class Endings:
         done = self._last_word(d)
         if done is None:
             return
+        ended = time.time() - (time.monotonic() - (d.exited_at or 0.0))
+        self._ledger.event(d, "ended", ended, pid=d.pid, how=_ending(d.exit_code), phase=d.phase)
         if d.termination and not done.success:
             done = done.model_copy(update={"reason": f"{d.termination}; {done.reason}"})
         left = self._left_behind(d, done)
-        keep = None if left is None or self.stopping else left.local_repo
+        # The next start looks into it, if this one does not.
+        keep = None if left is None else left.local_repo
         before = [Path(d.predecessor.local_repo)] if d.predecessor is not None else []
         for folder in (repo, own_folder(repo), *before):
             if str(folder) != keep:
                 shutil.rmtree(folder, ignore_errors=True)
+        here("supervisor.remains-removed")
         if left is not None and not self.stopping:
             self._look_back(d, left)
         elif done.success:
@@ -134,14 +142,17 @@ class Endings:
             self._retry(d, left.reason)
         d.looks += 1
         d.predecessor = left
+        here("supervisor.look-back-noted")
 
     def _last_word(self, d: DetectorVisit) -> ChildDone | None:
         """Return what a child said last, or say for it what it could not say itself."""
         said = d.done
         if said is not None and not said.entry and said.success:
             return said
-        ready = find_ready(Path(self._settings.spool_dir), d.key)
-        if ready is not None or d.exported or d.set_aside:
+        spool = Path(self._settings.spool_dir)
+        ready = find_ready(spool, d.key)
+        # One that can't be read is there all the same: the exporter will say what is wrong with it.
+        if ready is not None or is_ready(spool, d.key) or d.exported or d.set_aside:
             if said is not None and said.entry:
                 return said
             # Ended between the hand-over and its last message: nothing is
@@ -210,6 +221,7 @@ class Endings:
         self._ledger.event(d, "retried", reason=reason)
         d.next_attempt(delay=_RETRY_DELAY)
         self._ledger.change(d, State.WAITING, reason=reason)
+        here("supervisor.retry-noted")
 
     def _put_off(self, d: DetectorVisit, reason: str) -> None:
         with bound(group=d.group, detector=d.detector):

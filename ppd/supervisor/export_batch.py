@@ -25,6 +25,7 @@ from lsst.daf.butler import (
 from lsst.daf.butler._file_dataset import SerializedFileDataset
 from lsst.daf.butler.registry import ConflictingDefinitionError
 
+from ..crash_points import here
 from ..errors import PpdError
 from .spool import Manifest
 
@@ -82,6 +83,7 @@ class BatchWriter:
             self._register(hand_over.manifest)
             self._collect(hand_over, datasets)
             records.add(hand_over.manifest.dimension_records)
+        here("exporter.collections-registered")
         butler = self._butler
         # In a transaction of their own: other exporters write records of the same exposures, and
         # wait for ours no longer than this takes.
@@ -89,6 +91,8 @@ class BatchWriter:
             # The manifest has its records in dependency order.
             for element, rows in records.sorted():
                 butler.registry.insertDimensionData(element, *rows, skip_existing=True)
+            here("exporter.records-in-transaction")
+        here("exporter.records-inserted")
         if not datasets:
             return
         # Expanded data IDs give the datastore what its file names are made of.
@@ -102,12 +106,14 @@ class BatchWriter:
         for dataset in datasets:
             dataset.refs = [ref.expanded(expanded[ref.dataId]) for ref in dataset.refs]
         mode, root = self._transfer(datasets[0], batch[0].path)
+        here("exporter.not-ingested")
         try:
             butler.ingest(*datasets, transfer=mode, skip_existing=True)
         except ConflictingDefinitionError as e:
             if len(batch) == 1:
                 self._explain(datasets, e)
             raise
+        here("exporter.ingested")
         if root is not None:
             _sync(root)
 

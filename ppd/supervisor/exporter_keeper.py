@@ -39,6 +39,8 @@ class ExporterKeeper:
         self._failures = 0
         self._restart_at: float | None = None
         self._hurry = False
+        self.ended = False
+        """Whether one has ended unasked; for the supervisor to take back."""
         self._fault: str | None = None
         self.state = ExporterState(entries=0, bytes=0)
         """What the exporter has said last of itself."""
@@ -89,6 +91,11 @@ class ExporterKeeper:
             self._hurry = True
             self._process.send(Hurry())
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Let the exporter, and each later one, go by other settings."""
+        self._settings = settings
+        self._process.send(ExporterSetup(settings=settings.to_dict()))
+
     def flush(self) -> None:
         """Write what the pipe takes now."""
         self._process.flush()
@@ -102,6 +109,9 @@ class ExporterKeeper:
             What it has said of hand-overs at the end.
         """
         self._restart_at = None
+        if not self._heard and self._process.alive():
+            # It imports and would not hear of it for seconds; it has begun nothing yet.
+            self._process.kill()
         self._process.stop(timeout)
         return [m for m in self._process.last_words if not isinstance(m, ExporterState)]
 
@@ -148,6 +158,7 @@ class ExporterKeeper:
                 delay,
             )
             self._process.close()
+            self.ended = True
             self._restart_at = now + delay
         elif now > self._heard_at + self._patience:
             what = "an export took" if self._heard else "the exporter's start took"

@@ -27,6 +27,7 @@ import pydantic
 from lsst.daf.butler import Butler
 
 from ..config import Settings
+from ..crash_points import here
 from ..errors import PpdError, one_line
 from ..logs import setup_logging
 from ..messages import Discard, ExporterSetup, ExporterState, Hurry, MessageError, ShutDown, decode, encode
@@ -129,6 +130,7 @@ def main() -> int:
     # A server that does not answer at all must not be waited for for ever.
     os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
     with contextlib.suppress(BrokenPipeError), _alone(Path(settings.spool_dir)) as alone:
+        here("exporter.spool-locked")
         if not alone:
             _LOG.error("Another exporter does not let go of the spool %s.", settings.spool_dir)
             return 1
@@ -185,13 +187,16 @@ def _serve(line: _Line, settings: Settings) -> None:
         if batch:
             begin = time.monotonic()
             try:
+                here("exporter.batch-chosen")
                 outcome = exporting.export(batch)
             except (PpdError, OSError) as e:  # the spool itself
                 trouble = one_line(e)
             else:
                 trouble = outcome.trouble
                 for message in exporting.report(outcome, time.monotonic() - begin):
+                    here("exporter.report-not-sent", type(message).__name__)
                     line.send(message)
+                    here("exporter.report-sent", type(message).__name__)
             failures = failures + 1 if trouble is not None else 0
             if trouble is not None:
                 delay = min(2.0**failures, settings.repo_retry_delay) * random.uniform(0.5, 1.0)
@@ -203,7 +208,12 @@ def _serve(line: _Line, settings: Settings) -> None:
         # With more to export, what has been said is taken without waiting.
         for message in line.receive(0.0 if batch and trouble is None else _POLL_SECONDS):
             if isinstance(message, Discard):
+                here("exporter.discard-read")
                 _discard(exporting, message.entries)
+            elif isinstance(message, ExporterSetup):
+                settings = Settings.from_dict(message.settings)
+                setup_logging(settings)
+                exporting.reconfigure(settings)
             elif isinstance(message, Hurry):
                 exporting.hurry = True
             elif isinstance(message, ShutDown):

@@ -17,11 +17,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..config import Settings
+from ..crash_points import here
 from ..errors import one_line
 from ..messages import DetectorKey, Exported, ExportedEntry, Fault, SetAside
+from .dead_letters import set_aside
 from .export_batch import HandOver
 from .export_faults import fault_of, is_passing
-from .spool import Backlog, Waiting, dead_letter, discard, read_manifest, verify
+from .spool import Backlog, Waiting, discard, read_manifest, verify
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,6 +70,10 @@ class Exporting:
         self._deferred: dict[str, tuple[int, float]] = {}
         self.hurry = False
         """Whether fuller batches are not waited for."""
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Go by other limits; the spool is the same."""
+        self._settings = settings
 
     def look(self) -> list[Waiting]:
         """List what is in the spool, also what was exported and may not be discarded yet."""
@@ -139,7 +145,9 @@ class Exporting:
             try:
                 manifest = read_manifest(one.path)
                 key = manifest.key
+                here("exporter.manifest-read")
                 verify(one.path, manifest)
+                here("exporter.files-verified")
                 sound.append(HandOver(one.path, manifest))
             except (ValueError, OSError) as e:
                 if is_passing(e):
@@ -182,6 +190,7 @@ class Exporting:
                 outcome.trouble = one_line(e)
             elif len(batch) > 1:
                 _LOG.warning("A batch of %d can't be exported (%s); by halves now.", len(batch), one_line(e))
+                here("exporter.batch-refused")
                 middle = len(batch) // 2
                 self._try(batch[:middle], outcome)
                 self._try(batch[middle:], outcome)
@@ -221,5 +230,10 @@ class Exporting:
         self, entry: Path, key: DetectorKey | None, fault: Fault, error: Exception, outcome: Outcome
     ) -> None:
         reason = one_line(error, 1000)
-        dead_letter(entry, reason)
+        try:
+            set_aside(entry, reason, fault)
+        except OSError as e:
+            # No room for the reason: it waits where it is, and the others go on.
+            self._defer(entry, e)
+            return
         outcome.set_aside.append(SetAside(entry=entry.name, key=key, fault=fault, reason=reason))

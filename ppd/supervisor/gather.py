@@ -17,12 +17,14 @@ from lsst.sphgeom import ConvexPolygon
 from ..cache.repo import CacheRepo, Fetched
 from ..cache.transfer import FetchFailure
 from ..config import Settings
+from ..crash_points import here
 from ..deployment import date_string, run_name
 from ..errors import NotInitializedError
-from ..initializer import check_initialized, initialize
+from ..initializer import check_initialized
 from ..instruments.description import InstrumentDescription
 from ..messages import CacheView, InputType, PipelineSummary
 from ..visit import BareVisit
+from .deployments import Deployment
 from .input_collections import InputCollections, find_collections
 from .inputs import VisitInputs
 from .reading import CentralButlers
@@ -31,6 +33,15 @@ from .resolve import Resolution, VisitConstraints, resolve_inputs
 from .withdrawn import find_uncertified, find_withdrawn
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """What a deployment's visits need."""
+
+    settings: Settings
+    inputs: Mapping[str, tuple[InputType, ...]]
+    """By path of a pipeline."""
 
 
 class Gatherer:
@@ -72,12 +83,36 @@ class Gatherer:
         self._cache = cache
         self._filters = filters
         self._init_refs: dict[tuple[int, str], list[DatasetRef]] = {}
-        self._inputs: dict[str, tuple[InputType, ...]] = {}
+        self._known: dict[str, _Known] = {}
+        self._latest = _Known(settings, {})
 
-    def learn(self, pipelines: Iterable[PipelineSummary]) -> None:
-        """Learn what the pipelines need."""
-        for pipeline in pipelines:
-            self._inputs[pipeline.path] = pipeline.inputs
+    def learn(self, pipelines: Iterable[PipelineSummary], deployment: Deployment | None = None) -> None:
+        """Learn what the pipelines of a deployment need, of the first one if none is named."""
+        inputs = {pipeline.path: pipeline.inputs for pipeline in pipelines}
+        known = _Known(self._settings if deployment is None else deployment.settings, inputs)
+        if deployment is not None:
+            self._known[deployment.id] = known
+        if deployment is None or len(self._known) == 1:
+            self._latest = known
+
+    def use(self, deployment: str) -> None:
+        """Fetch ahead for this deployment from now on."""
+        self._latest = self._known[deployment]
+
+    def _of(self, deployment: str) -> _Known:
+        return self._known.get(deployment, self._latest)
+
+    def learn_day(self, day_obs: int, deployment: str) -> None:
+        """Find the init-outputs of a day, and have them in the cache.
+
+        Raises
+        ------
+        ppd.errors.PpdError
+            Raised if they can't be had, `ppd.errors.NotInitializedError` if
+            they are not there.
+        """
+        refs = self._init_outputs(day_obs, deployment)
+        self.fetch(refs, frozenset(ref.id for ref in refs))
 
     def gather(self, request: Resolve) -> Resolved:
         """Find and hold the inputs of a visit's detectors.
@@ -99,9 +134,12 @@ class Gatherer:
         """
         visit = request.visit
         init_refs = self._init_outputs(request.day_obs, request.deployment)
-        declared = self._declared((*request.main.values(), *request.preprocessing.values()))
-        constraints = self._constraints(visit, tuple(sorted(request.main)))
+        known = self._of(request.deployment)
+        declared = self._declared((*request.main.values(), *request.preprocessing.values()), known.inputs)
+        padding = known.settings.preload_padding
+        constraints = self._constraints(visit, tuple(sorted(request.main)), padding)
         found, resolution = self._find(declared, constraints)
+        here("supervisor.inputs-found")
         self._cache.register_runs((*request.runs, f"{visit.instrument}/raw/all"))
         self._cache.withdraw(find_withdrawn(self._cache.refs(), declared, constraints, resolution))
         optional = frozenset(i.name for i in declared.values() if i.optional)
@@ -111,12 +149,13 @@ class Gatherer:
             *(
                 resolution.detectors[d].ids
                 for d in constraints.detectors
-                if self._refusal(request.main[d], inputs.lacking(d)) is None
+                if _refusal(request.main[d], known.inputs, inputs.lacking(d)) is None
             )
         )
         refs = [ref for i, ref in resolution.refs.items() if i in wanted]
         lasting = resolution.lasting | {ref.id for ref in init_refs}
         count, failed = self.fetch((*refs, *init_refs), lasting)
+        here("supervisor.inputs-fetched")
         inputs = dataclasses.replace(inputs, failed=failed)
         valid = self.mirror(resolution)
         self._cache.decertify(find_uncertified(self._cache.certified(), declared, constraints, valid))
@@ -125,14 +164,22 @@ class Gatherer:
         postponed: dict[int, str] = {}
         init_ids = {ref.id for ref in init_refs} - failed.keys()
         for detector in constraints.detectors:
-            refusal = self._refusal(request.main[detector], inputs.lacking(detector))
+            refusal = _refusal(request.main[detector], known.inputs, inputs.lacking(detector))
             if refusal is None:
                 ids = (resolution.detectors[detector].ids - failed.keys()) | init_ids
                 views[detector] = self._lease(f"{visit.groupId}/{detector}", ids, found.search)
             else:
                 reason, retry = refusal
                 (postponed if retry else refused)[detector] = reason
-        return Resolved(visit.groupId, views, refused, postponed, inputs=inputs, fetched=count)
+        here("supervisor.inputs-leased")
+        return Resolved(
+            visit.groupId,
+            views=views,
+            refused=refused,
+            postponed=postponed,
+            inputs=inputs,
+            fetched=count,
+        )
 
     def overlapping(self, regions: Mapping[int, ConvexPolygon], physical_filter: str | None) -> Resolution:
         """Find the inputs of all detectors for now and some regions.
@@ -154,7 +201,8 @@ class Gatherer:
             regions=regions,
             detectors=tuple(d.id for d in self._description.focal_plane.detectors),
         )
-        return self._find(self._declared([tuple(self._inputs)]), constraints)[1]
+        inputs = self._latest.inputs
+        return self._find(self._declared([tuple(inputs)], inputs), constraints)[1]
 
     def fetch(
         self, refs: Iterable[DatasetRef], lasting: frozenset[uuid.UUID], evict: bool = True
@@ -224,13 +272,11 @@ class Gatherer:
         """Return the init-outputs of a day; they are written once, before work begins."""
         day = (day_obs, deployment)
         if day not in self._init_refs:
-            if self._settings.initialize_automatically:
-                initialize(self._settings, day_obs)
 
             def find(butler: Butler) -> list[DatasetRef]:
                 butler.registry.refresh()
                 with butler.registry.caching_context(), butler.transaction():
-                    check_initialized(butler, self._settings, day_obs, deployment)
+                    check_initialized(butler, self._of(deployment).settings, day_obs, deployment)
                     return self._find_init_outputs(butler, day_obs, deployment)
 
             try:
@@ -245,7 +291,7 @@ class Gatherer:
     def _find_init_outputs(self, butler: Butler, day_obs: int, deployment: str) -> list[DatasetRef]:
         refs = []
         date = date_string(day_obs)
-        for path in self._inputs:
+        for path in self._of(deployment).inputs:
             run = run_name(self._settings.instrument, date, path, deployment)
             info = butler.collections.get_info(run, include_summary=True)
             for name in sorted(info.dataset_types or ()):
@@ -254,35 +300,17 @@ class Gatherer:
                     refs += butler.query_datasets(dataset_type, collections=run, explain=False)
         return refs
 
-    def _declared(self, orders: Iterable[tuple[str, ...]]) -> dict[str, InputType]:
+    def _declared(
+        self, orders: Iterable[tuple[str, ...]], inputs: Mapping[str, tuple[InputType, ...]]
+    ) -> dict[str, InputType]:
         """Overall inputs of pipelines by name; optional if all can do without."""
         declared: dict[str, InputType] = {}
         for path in dict.fromkeys(path for paths in orders for path in paths):
-            for input_type in self._inputs[path]:
+            for input_type in inputs[path]:
                 known = declared.get(input_type.name)
                 if known is None or (known.optional and not input_type.optional):
                     declared[input_type.name] = input_type
         return declared
-
-    def _refusal(
-        self, main: tuple[str, ...], lacking: Mapping[str, tuple[str, bool]]
-    ) -> tuple[str, bool] | None:
-        """Say why none of the main pipelines can run, and whether that may change.
-
-        The graph builder in the child decides finely.
-        """
-        reasons, retry = [], False
-        for path in main:
-            gone = {
-                i.name: lacking[i.name] for i in self._inputs[path] if i.name in lacking and not i.optional
-            }
-            if not gone:
-                return None
-            retry |= all(again for _, again in gone.values())
-            reasons.append(
-                f"{Path(path).stem} lacks " + ", ".join(f"{n} ({reason})" for n, (reason, _) in gone.items())
-            )
-        return "; ".join(reasons), retry
 
     def _lease(self, holder: str, ids: set[uuid.UUID], collections: tuple[str, ...]) -> CacheView:
         snapshot = self._cache.lease(holder, ids)
@@ -290,11 +318,11 @@ class Gatherer:
             snapshot=str(snapshot), config=str(self._cache.child_config), collections=collections
         )
 
-    def _constraints(self, visit: BareVisit, detectors: tuple[int, ...]) -> VisitConstraints:
+    def _constraints(self, visit: BareVisit, detectors: tuple[int, ...], padding: float) -> VisitConstraints:
         regions: Mapping[int, ConvexPolygon] = {}
         if visit.pointing is not None:
             plane = self._description.focal_plane
-            regions = plane.regions(*visit.pointing, self._settings.preload_padding, detectors)
+            regions = plane.regions(*visit.pointing, padding, detectors)
         start = astropy.time.Time(visit.startTime or visit.private_sndStamp, format="unix_tai", scale="tai")
         length = astropy.time.TimeDelta(max(visit.duration, 1.0), format="sec", scale="tai")
         return VisitConstraints(
@@ -306,3 +334,24 @@ class Gatherer:
             regions=regions,
             detectors=detectors,
         )
+
+
+def _refusal(
+    main: tuple[str, ...],
+    inputs: Mapping[str, tuple[InputType, ...]],
+    lacking: Mapping[str, tuple[str, bool]],
+) -> tuple[str, bool] | None:
+    """Say why none of the main pipelines can run, and whether that may change.
+
+    The graph builder in the child decides finely.
+    """
+    reasons, retry = [], False
+    for path in main:
+        gone = {i.name: lacking[i.name] for i in inputs[path] if i.name in lacking and not i.optional}
+        if not gone:
+            return None
+        retry |= all(again for _, again in gone.values())
+        reasons.append(
+            f"{Path(path).stem} lacks " + ", ".join(f"{n} ({reason})" for n, (reason, _) in gone.items())
+        )
+    return "; ".join(reasons), retry

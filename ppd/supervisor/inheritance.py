@@ -28,7 +28,7 @@ class Inheritance:
 
     def __init__(self, cache: CacheRepo, max_bytes: int):
         self._cache = cache
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._count = 0
         self._asked: frozenset[uuid.UUID] | None = None
         self._known: frozenset[uuid.UUID] = frozenset()
@@ -36,6 +36,10 @@ class Inheritance:
     def first(self) -> PrepareNursery:
         """Say that the nursery should open a repo, and read nothing yet."""
         return self._ask(frozenset())
+
+    def again(self) -> PrepareNursery:
+        """Say that the nursery should open the registry as it is now, and read what it has read."""
+        return self._ask(self._asked or frozenset())
 
     def plan(self, resolution: Resolution) -> PrepareNursery | None:
         """Say what the nursery should read, if that is news.
@@ -57,7 +61,7 @@ class Inheritance:
 
     def outdated(self, resolution: Resolution) -> bool:
         """Whether a visit uses what was not there when the last plan was made."""
-        return self._max_bytes > 0 and not _inheritable(resolution) <= self._known
+        return self.max_bytes > 0 and not _inheritable(resolution) <= self._known
 
     def _ask(self, chosen: frozenset[uuid.UUID]) -> PrepareNursery:
         self._asked = chosen
@@ -69,7 +73,7 @@ class Inheritance:
             collections=(),
         )
         return PrepareNursery(
-            view=view, datasets=tuple(sorted(map(str, chosen))), max_bytes=self._max_bytes, holder=holder
+            view=view, datasets=tuple(sorted(map(str, chosen))), max_bytes=self.max_bytes, holder=holder
         )
 
     def _choose(self, resolution: Resolution) -> list[uuid.UUID]:
@@ -82,7 +86,7 @@ class Inheritance:
                 candidates.append((-users[i], size, i))
         chosen, total = [], 0
         for _, size, i in sorted(candidates):
-            if total + size <= self._max_bytes:
+            if total + size <= self.max_bytes:
                 chosen.append(i)
                 total += size
         return chosen

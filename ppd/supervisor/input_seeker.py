@@ -9,6 +9,7 @@ import random
 import time
 
 from ..config import Settings
+from ..crash_points import here
 from ..logs import bound
 from .central import CentralReader
 from .endings import Endings
@@ -73,7 +74,10 @@ class InputSeeker:
         entry = self._table.visits.get(answer.group)
         if entry is None:
             return
-        asked = [d for d in entry.detectors.values() if d.resolving and d.state is State.ACCEPTED]
+        here("supervisor.inputs-heard")
+        # Others of the visit may have been asked for since: their answer is still to come.
+        ours = [d for d in entry.detectors.values() if d.detector in answer.asked]
+        asked = [d for d in ours if d.resolving and d.state is State.ACCEPTED]
         for d in asked:
             d.resolving = False
         identity = entry.visit.identity
@@ -115,6 +119,21 @@ class InputSeeker:
             else:
                 reason = answer.refused.get(d.detector, "they were not found")
                 self._endings.fail(d, f"no main pipeline has its inputs: {reason}")
+        here("supervisor.inputs-noted")
+
+    def days_wanted(self, deployment: str) -> set[int]:
+        """Days of visits of a deployment that wait to ask again for their inputs."""
+        return {entry.day_obs for entry in self._waiting(deployment)}
+
+    def ask_now(self, day_obs: int, deployment: str) -> None:
+        """Let visits of a day ask at once: what they have waited for may be there."""
+        for entry in self._waiting(deployment):
+            if entry.day_obs == day_obs:
+                entry.resolve_at = time.monotonic()
+
+    def _waiting(self, deployment: str) -> list[VisitEntry]:
+        entries = self._table.visits.values()
+        return [e for e in entries if e.tries and e.resolve_at is not None and e.deployment.id == deployment]
 
     def _ask_again(self, entry: VisitEntry, reason: str) -> bool:
         """Plan another search for what a visit lacks, unless its message expires before."""
@@ -138,10 +157,11 @@ class InputSeeker:
                     preprocessing={d.detector: d.preprocessing for d in due},
                     main={d.detector: d.main for d in due},
                     day_obs=entry.day_obs,
-                    deployment=entry.deployment,
+                    deployment=entry.deployment.id,
                     runs=tuple(entry.runs.values()),
                 )
             )
+            here("supervisor.inputs-asked")
 
     def _give_up_inputs(self, entry: VisitEntry) -> None:
         """Let detector-visits fail that have waited too long for the central repo."""

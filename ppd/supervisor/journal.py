@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Journal", "UnfinishedVisit"]
+__all__ = ["Journal", "OldVisit", "UnfinishedVisit"]
 
 import contextlib
 import dataclasses
@@ -11,38 +11,32 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..crash_points import here
+from ..deployment import day_obs as day_obs_of
 from ..errors import ConfigurationError, JournalError
 from ..messages import DetectorKey
+from .journal_schema import SCHEMA_VERSION, migrate
 
 _LOG = logging.getLogger(__name__)
-
-_SCHEMA_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE visit (
-    instrument TEXT NOT NULL, group_name TEXT NOT NULL, message TEXT NOT NULL,
-    source TEXT NOT NULL, accepted REAL NOT NULL, PRIMARY KEY (instrument, group_name));
-CREATE TABLE detector_visit (
-    instrument TEXT NOT NULL, group_name TEXT NOT NULL, detector INTEGER NOT NULL,
-    state TEXT NOT NULL, attempt INTEGER NOT NULL, pipeline TEXT, reason TEXT, updated REAL NOT NULL,
-    PRIMARY KEY (instrument, group_name, detector));
-CREATE TABLE event (
-    id INTEGER PRIMARY KEY, t REAL NOT NULL, instrument TEXT NOT NULL, group_name TEXT NOT NULL,
-    detector INTEGER, name TEXT NOT NULL, detail TEXT NOT NULL);
-CREATE INDEX event_of ON event (group_name, detector);
-CREATE INDEX detector_visit_state ON detector_visit (state);
-"""
 
 _STATE = (
     "UPDATE detector_visit"
     " SET state=?, attempt=?, pipeline=COALESCE(?, pipeline), reason=?, updated=?"
     " WHERE instrument=? AND group_name=? AND detector=?"
 )
-_EVENT = "INSERT INTO event (t, instrument, group_name, detector, name, detail) VALUES (?, ?, ?, ?, ?, ?)"
+_VISIT = (
+    "INSERT OR IGNORE INTO visit (instrument, group_name, message, source, accepted, day_obs, deployment)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+# Of a visit that the journal does not have (its file was lost), nothing is noted.
+_EVENT = (
+    "INSERT INTO note (t, visit, detector, name, detail)"
+    " SELECT ?, id, ?, ?, ? FROM visit WHERE instrument=? AND group_name=?"
+)
 # What is wrong with the values, whatever the state of the disk.
 _UNTAKABLE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, ValueError, OverflowError)
 _BUSY_MS = 2000
@@ -60,12 +54,27 @@ class UnfinishedVisit:
     message: dict[str, Any]
     accepted: float
     """Unix seconds."""
+    day_obs: int
+    """The night that it was accepted for."""
+    deployment: str
+    """The deployment that it was accepted for; empty: an older ppd has not written it down."""
     detectors: tuple[int, ...]
     """Accepted and neither handed over nor failed."""
     handed_over: tuple[int, ...]
     """Handed over, and not known to be exported."""
-    attempts: dict[int, int] = dataclasses.field(default_factory=dict)
-    """Last attempt at each."""
+    attempts: Mapping[int, int]
+    """The last attempt at each of these."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OldVisit:
+    """A visit all of whose detector-visits are over."""
+
+    instrument: str
+    group: str
+    message: dict[str, Any]
+    accepted: float
+    """Unix seconds."""
 
 
 class Journal:
@@ -98,20 +107,39 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;")
+            before = migrate(self._db, str(path))
         except sqlite3.Error as e:
             raise ConfigurationError(f"The journal {path} can't be used: {e}.") from e
-        if version not in (0, _SCHEMA_VERSION):
-            raise ConfigurationError(
-                f"The journal {path} has schema {version}; this ppd knows {_SCHEMA_VERSION}."
-            )
+        if 0 < before < SCHEMA_VERSION:
+            _LOG.warning("The journal %s was brought from schema %d to %d.", path, before, SCHEMA_VERSION)
 
     def visit_accepted(
-        self, instrument: str, group: str, detectors: Iterable[int], message: Mapping[str, Any], source: str
+        self,
+        instrument: str,
+        group: str,
+        detectors: Iterable[int],
+        message: Mapping[str, Any],
+        source: str,
+        *,
+        day_obs: int | None = None,
+        deployment: str = "",
     ) -> None:
         """Note a visit and its detector-visits as accepted, durably.
+
+        Parameters
+        ----------
+        instrument, group : `str`
+            Which visit.
+        detectors : iterable of `int`
+            Its detectors; what is known of one already stays.
+        message : `~collections.abc.Mapping`
+            The announcement.
+        source : `str`
+            Where it came from.
+        day_obs : `int`, optional
+            The night that it is accepted for; today's by default.
+        deployment : `str`, optional
+            The deployment that it is accepted for.
 
         Raises
         ------
@@ -120,6 +148,7 @@ class Journal:
             the journal.
         """
         now = time.time()
+        night = day_obs_of(now) if day_obs is None else day_obs
         rows = [(instrument, group, d, now) for d in detectors]
         self.commit()
         if self.trouble is not None:
@@ -127,8 +156,8 @@ class Journal:
         self._write(
             [
                 (
-                    "INSERT OR IGNORE INTO visit VALUES (?, ?, ?, ?, ?)",
-                    (instrument, group, json.dumps(message), source, now),
+                    _VISIT,
+                    (instrument, group, json.dumps(message), source, now, night, deployment),
                 ),
                 *(
                     (
@@ -137,7 +166,7 @@ class Journal:
                     )
                     for row in rows
                 ),
-                (_EVENT, (now, instrument, group, None, "accepted", json.dumps({"source": source}))),
+                (_EVENT, (now, None, "accepted", json.dumps({"source": source}), instrument, group)),
             ],
             all_or_nothing=True,
         )
@@ -153,8 +182,11 @@ class Journal:
         pipeline: str | None = None,
         reason: str | None = None,
     ) -> None:
-        """Note a change of state of one detector-visit."""
-        self._hold(_STATE, (state, attempt, pipeline, reason, time.time(), instrument, group, detector))
+        """Note a change of state of one detector-visit: as it is now, and as an event."""
+        now = time.time()
+        self._hold(_STATE, (state, attempt, pipeline, reason, now, instrument, group, detector))
+        detail = {"to": state, "attempt": attempt} | ({"reason": reason} if reason else {})
+        self.event(instrument, group, detector, "state", detail, now)
 
     def event(
         self,
@@ -166,12 +198,13 @@ class Journal:
         when: float | None = None,
     ) -> None:
         """Note that something happened; ``detector`` `None`: to the whole visit."""
-        self._hold(_EVENT, (when or time.time(), instrument, group, detector, name, json.dumps(detail or {})))
+        self._hold(_EVENT, (when or time.time(), detector, name, json.dumps(detail or {}), instrument, group))
 
     def commit(self) -> None:
         """Make all that was noted durable; what the disk does not take is kept for the next time."""
         if not self._pending:
             return
+        here("supervisor.notes-not-committed")
         try:
             self._write(self._pending)
         except JournalError as e:
@@ -182,6 +215,7 @@ class Journal:
             if self.trouble is not None:
                 _LOG.warning("The journal can be written again; %d notes were held.", len(self._pending))
             self._pending, self.trouble = [], None
+            here("supervisor.notes-committed")
 
     def known_detectors(self, instrument: str, group: str) -> set[int]:
         """Detectors of a group that were accepted before."""
@@ -190,13 +224,14 @@ class Journal:
         )
         return {int(row[0]) for row in rows}
 
-    def state_of(self, instrument: str, group: str, detector: int) -> str | None:
-        """State of a detector-visit as it was last committed; `None`: it was never accepted."""
-        row = self._db.execute(
-            "SELECT state FROM detector_visit WHERE instrument=? AND group_name=? AND detector=?",
-            (instrument, group, detector),
+    def times_taken_up(self, instrument: str, group: str) -> int:
+        """How many starts have taken a visit up again."""
+        (count,) = self._db.execute(
+            "SELECT COUNT(*) FROM event WHERE instrument=? AND group_name=? AND name='accepted'"
+            " AND detail LIKE '%\"recovery\"%'",
+            (instrument, group),
         ).fetchone()
-        return None if row is None else str(row[0])
+        return int(count)
 
     def named(self, entry: str) -> list[DetectorKey]:
         """Find whose hand-over has a name in the spool, among those that are not over."""
@@ -210,27 +245,85 @@ class Journal:
     def unfinished(self) -> list[UnfinishedVisit]:
         """List what an earlier supervisor did not finish, oldest first."""
         rows = self._db.execute(
-            "SELECT v.instrument, v.group_name, v.message, v.accepted, d.detector, d.state, d.attempt"
+            "SELECT v.instrument, v.group_name, v.message, v.accepted, v.day_obs, v.deployment,"
+            " d.detector, d.state, d.attempt"
             " FROM visit v JOIN detector_visit d USING (instrument, group_name)"
             " WHERE d.state NOT IN ('exported', 'failed')"
             " ORDER BY v.accepted, v.instrument, v.group_name, d.detector"
         ).fetchall()
         visits = []
-        for (instrument, group, message, accepted), own in itertools.groupby(rows, key=lambda r: r[:4]):
+        for visit, own in itertools.groupby(rows, key=lambda r: r[:6]):
+            instrument, group, message, accepted, day_obs, deployment = visit
             rows_of = list(own)
-            states = [(int(row[4]), row[5]) for row in rows_of]
+            states = [(int(row[6]), row[7]) for row in rows_of]
             visits.append(
                 UnfinishedVisit(
                     instrument,
                     group,
                     json.loads(message),
                     accepted,
+                    int(day_obs),
+                    deployment,
                     tuple(d for d, state in states if state != "handed_over"),
                     tuple(d for d, state in states if state == "handed_over"),
-                    {int(row[4]): int(row[6]) for row in rows_of},
+                    {int(row[6]): int(row[8]) for row in rows_of},
                 )
             )
         return visits
+
+    def state_of(self, instrument: str, group: str, detector: int) -> tuple[str, str] | None:
+        """Look up state and reason of a detector-visit as committed; `None`: nothing is known of it."""
+        row = self._db.execute(
+            "SELECT state, reason FROM detector_visit WHERE instrument=? AND group_name=? AND detector=?",
+            (instrument, group, detector),
+        ).fetchone()
+        return None if row is None else (row[0], row[1] or "")
+
+    def over_before(self, day_obs: int) -> Iterator[OldVisit]:
+        """List the visits of the nights before one of which nothing is unfinished, oldest first."""
+        rows = self._db.execute(
+            "SELECT instrument, group_name, message, accepted FROM visit v WHERE day_obs < ?"
+            " AND NOT EXISTS (SELECT 1 FROM detector_visit d WHERE d.instrument = v.instrument"
+            " AND d.group_name = v.group_name AND d.state NOT IN ('exported', 'failed'))"
+            " ORDER BY day_obs, accepted",
+            (day_obs,),
+        )
+        for instrument, group, message, accepted in rows:
+            yield OldVisit(instrument, group, json.loads(message), accepted)
+
+    def forget(self, instrument: str, group: str, events: int) -> bool:
+        """Delete a visit that is over, by bites; the room is used again for later ones.
+
+        Parameters
+        ----------
+        instrument, group : `str`
+            Which visit.
+        events : `int`
+            How many events to delete at most.
+
+        Returns
+        -------
+        gone : `bool`
+            Whether nothing of it is left.
+
+        Raises
+        ------
+        ppd.errors.JournalError
+            Raised if the disk does not take it; then nothing is deleted.
+        """
+        with self._transaction():
+            deleted = self._db.execute(
+                "DELETE FROM note WHERE id IN (SELECT n.id FROM note n JOIN visit v ON n.visit = v.id"
+                " WHERE v.instrument=? AND v.group_name=? LIMIT ?)",
+                (instrument, group, events),
+            ).rowcount
+            gone = deleted < events
+            if gone:
+                for table in ("detector_visit", "visit"):
+                    self._db.execute(
+                        f"DELETE FROM {table} WHERE instrument=? AND group_name=?", (instrument, group)
+                    )
+        return gone
 
     def close(self) -> None:
         """Commit and close."""
@@ -248,8 +341,7 @@ class Journal:
             self._pending = kept[-_MAX_PENDING:]
 
     def _write(self, notes: Iterable[tuple[str, tuple[Any, ...]]], all_or_nothing: bool = False) -> None:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             for statement, values in notes:
                 try:
                     self._db.execute(statement, values)
@@ -258,6 +350,14 @@ class Journal:
                         raise
                     # No later try would take it, and all that follows would wait for it.
                     _LOG.error("The journal does not take %.300a: %s", values, e)
+            if all_or_nothing:
+                here("supervisor.acceptance-in-transaction")
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
             self._db.execute("COMMIT")
         except (sqlite3.Error, *_UNTAKABLE) as e:
             with contextlib.suppress(sqlite3.Error):

@@ -17,6 +17,7 @@ from typing import Any
 import pydantic
 
 from ..config import Settings
+from ..crash_points import here
 from ..logs import bound
 from ..messages import (
     ChildDone,
@@ -38,6 +39,7 @@ from ..messages import (
 from ..sources.raws import Candidate
 from .central import CentralReader
 from .containment import Containment
+from .dead_letters import list_letters
 from .deadlines import check_time, terminate
 from .dispatcher import Dispatcher
 from .endings import Endings
@@ -54,6 +56,7 @@ _OF_CHILDREN = (ChildReady, ChildHeartbeat, PhaseEvent, PermitRequest, PermitRet
 # Messages for single detectors of one visit come one after the other; their
 # inputs are looked for together.
 _GATHER_SECONDS = 0.2
+_MAX_NURSERY_DEATHS = 3
 _DONE_WITH_RAWS = frozenset({State.RUNNING, State.HANDED_OVER, State.EXPORTED, State.FAILED})
 # Events of a child that are faults, and how they are counted.
 _FAULTS = {
@@ -79,7 +82,7 @@ class Lifecycle:
     central : `ppd.supervisor.central.CentralReader`
         Finds inputs.
     fork : callable
-        Sends a request to the nursery; returns whether there is one.
+        Sends a request to the nursery of a generation; returns whether there is one.
     send : callable
         Sends a message to the child with a ZeroMQ identity.
     containment : `ppd.supervisor.containment.Containment`
@@ -96,7 +99,7 @@ class Lifecycle:
         endpoint: str,
         ledger: Ledger,
         central: CentralReader,
-        fork: Callable[[ForkRequest], bool],
+        fork: Callable[[ForkRequest, int], bool],
         send: Callable[[bytes, pydantic.BaseModel], None],
         containment: Containment,
         sources: RawSources,
@@ -130,9 +133,17 @@ class Lifecycle:
             Raised if it can't be made durable; then it is not accepted.
         """
         visit = entry.visit
+        here("supervisor.acceptance-not-journaled")
         self.ledger.journal.visit_accepted(
-            visit.instrument, visit.groupId, entry.detectors, visit.model_dump(mode="json"), source
+            visit.instrument,
+            visit.groupId,
+            entry.detectors,
+            visit.model_dump(mode="json"),
+            source,
+            day_obs=entry.day_obs,
+            deployment=entry.deployment.id,
         )
+        here("supervisor.acceptance-journaled")
         self.counters.add("visits_accepted")
         with bound(group=visit.groupId):
             _LOG.info("Visit %s accepted for %d detectors.", visit.identity, len(entry.detectors))
@@ -165,6 +176,7 @@ class Lifecycle:
         elif not self.raws.add(candidate, known=d is not None):
             self.counters.add("raws_seen_again")
         else:
+            here("supervisor.raw-seen")
             self.counters.add("raws_seen")
             if d is not None and d.state in _DONE_WITH_RAWS:
                 if self.raws.is_copy(candidate):
@@ -184,19 +196,28 @@ class Lifecycle:
                 d.pid = message.pid
                 d.heard_at = time.monotonic()
                 self.ledger.event(d, "forked", pid=message.pid)
+                here("supervisor.fork-noted")
         elif isinstance(message, Exited):
             self.child_ended(message.pid, message.code)
 
-    def nursery_lost(self, orphans: Iterable[int]) -> None:
-        """Take note that the nursery has ended; the kernel ends its children too.
+    def nursery_lost(self, generation: int, orphans: Iterable[int]) -> None:
+        """Take note that a nursery has ended; the kernel ends its children too.
 
         Parameters
         ----------
+        generation : `int`
+            Whose nursery it was.
         orphans : iterable of `int`
             Process IDs of children that are still there; `child_ended` tells
             of their end.
         """
         for d in self.table.live():
+            if self._entry(d).deployment.generation != generation:
+                continue
+            if d.nursery_deaths < _MAX_NURSERY_DEATHS:
+                # Not its fault: no retry, unless it happens to it again and again.
+                d.nursery_deaths += 1
+                d.put_backs += 1
             if d.pid not in set(orphans):
                 d.exited_at = d.exited_at or time.monotonic()
 
@@ -205,6 +226,7 @@ class Lifecycle:
         for d in self.table.live():
             if d.pid == pid:
                 d.exited_at, d.exit_code = time.monotonic(), code
+                here("supervisor.child-end-heard")
 
     def child_said(self, identity: bytes, message: Any) -> None:
         """Take a message of a child.
@@ -233,6 +255,7 @@ class Lifecycle:
                 self._sources.expect(entry.visit, [d.detector], self._raws_until(entry))
             self.ledger.change(d, State.READY)
             self.ledger.event(d, "ready", pid=message.pid, seconds=message.seconds, opened=message.opened)
+            here("supervisor.child-ready-noted")
             for candidate in self.raws.of(d.group, d.detector):
                 self._note_raw(d, candidate)
             self._feed(d)
@@ -240,16 +263,19 @@ class Lifecycle:
             self._phase(d, message)
         elif isinstance(message, PermitRequest):
             self.dispatcher.ask(d, preprocessing=message.work == "preprocess")
+            here("supervisor.permit-asked", message.work)
         elif isinstance(message, PermitReturn):
             self.permits.give_back(d.key)
         elif isinstance(message, ChildDone):
             d.done = message
             self.permits.give_back(d.key)
+            here("supervisor.last-word-heard")
 
     # Outputs
 
     def exported(self, report: Exported) -> None:
         """Note that central has some outputs; to be told again changes nothing."""
+        here("supervisor.export-heard")
         for entry in report.entries:
             key = entry.key
             d = self.table.get(key.group, key.detector)
@@ -266,6 +292,7 @@ class Lifecycle:
                 if d.state is State.HANDED_OVER:
                     final = State.FAILED if d.lost_cause else State.EXPORTED
                     self.ledger.change(d, final, reason=d.lost_cause or d.remark or None)
+        here("supervisor.export-noted")
 
     def settled(self, key: DetectorKey) -> bool:
         """Whether it stands in the journal what became of an attempt that was exported."""
@@ -273,15 +300,19 @@ class Lifecycle:
         return d is None or d.state in OVER
 
     def _is_over(self, key: DetectorKey) -> bool:
-        return self.ledger.journal.state_of(key.instrument, key.group, key.detector) in ("exported", "failed")
+        known = self.ledger.journal.state_of(key.instrument, key.group, key.detector)
+        return known is not None and known[0] in ("exported", "failed")
 
     def _exported_for_another(self, entry: ExportedEntry) -> None:
         """Note that central has a hand-over that an earlier supervisor left."""
         key = entry.key
         state, reason = "exported", None
         if not entry.success:
-            state, reason = "failed", entry.reason or "its pipeline failed; the child's log has it"
-            self.counters.error("failed", str(key), reason)
+            known = self.ledger.journal.state_of(key.instrument, key.group, key.detector)
+            state, reason = "failed", known[1] if known else ""
+            if not reason:
+                reason = entry.reason or "its pipeline failed; the child's log has it"
+                self.counters.error("failed", str(key), reason)
         self.ledger.journal.state(
             key.instrument, key.group, key.detector, state, attempt=key.attempt, reason=reason
         )
@@ -304,6 +335,17 @@ class Lifecycle:
                 key.instrument, key.group, key.detector, "failed", attempt=key.attempt, reason=reason
             )
 
+    def find_dead_letters(self) -> None:
+        """Note what an exporter has set aside that ended before it could say so."""
+        for letter in list_letters(self.settings.spool_dir):
+            fault = "refused" if letter.kind == "unknown" else letter.kind
+            for key in self.ledger.journal.named(letter.name):
+                d = self.table.of_key(key)
+                if d is None or not d.set_aside:
+                    self.undeliverable(
+                        SetAside(entry=letter.entry, key=key, fault=fault, reason=letter.reason)
+                    )
+
     # Time
 
     def turn(self) -> None:
@@ -316,7 +358,9 @@ class Lifecycle:
             if self.endings.due(d, now):
                 self.permits.give_back(d.key)
                 if self._containment.cleared(d, now):
+                    here("supervisor.ending-not-decided")
                     self.endings.settle(d)
+                    here("supervisor.ending-decided")
             else:
                 for message in check_time(d, now, self.settings):
                     self._send(d.identity or b"", message)
@@ -332,6 +376,15 @@ class Lifecycle:
         """End every child that is still alive."""
         for d in self.table.live():
             terminate(d, reason, signum)
+
+    def generations(self) -> set[int]:
+        """Generations of the deployments whose visits may still need a child."""
+        return {e.deployment.generation for e in self.table.visits.values() if e.unfinished}
+
+    def settings_changed(self) -> None:
+        """Take the settings in force, where they are not read each time."""
+        self.raws.keep(self.settings.raw_keep_seconds, self.settings.raw_keep_count)
+        self.dispatcher.settings_changed()
 
     # Steps
 
@@ -357,6 +410,7 @@ class Lifecycle:
                 continue
             d.sent[candidate.uri] = candidate
             assert candidate.key is not None
+            here("supervisor.raw-not-sent")
             self._send(
                 d.identity,
                 RawArrived(
@@ -367,6 +421,7 @@ class Lifecycle:
                     stamp=candidate.stamp,
                 ),
             )
+            here("supervisor.raw-sent")
 
     def _phase(self, d: DetectorVisit, message: PhaseEvent) -> None:
         self.ledger.event(d, message.name, message.time, **message.detail)
@@ -380,6 +435,7 @@ class Lifecycle:
             self.ledger.fault(d, "preprocess_failed", reason)
         elif message.name in _FAULTS:
             self.ledger.fault(d, _FAULTS[message.name], reason)
+        here("supervisor.phase-noted", message.name)
 
     def _release(self, d: DetectorVisit) -> None:
         self.dispatcher.pace.forget(d.key)

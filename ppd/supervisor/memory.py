@@ -21,13 +21,12 @@ class MemoryWatch:
 
     Parameters
     ----------
-    limit : `int` or `None`
-        Bytes that a child may use with all its descendants, beyond what it
-        shares with others; `None`: any.
+    enabled : `bool`
+        Whether to look: not where the kernel does.
     """
 
-    def __init__(self, limit: int | None):
-        self._limit = limit
+    def __init__(self, enabled: bool):
+        self._enabled = enabled
         self._next = 0.0
 
     def check(self, live: list[DetectorVisit], now: float) -> None:
@@ -40,15 +39,16 @@ class MemoryWatch:
         now : `float`
             Monotonic seconds.
         """
-        if self._limit is None or now < self._next:
+        if not self._enabled or now < self._next:
             return
         self._next = now + _INTERVAL
         for d in live:
-            if d.pid is None or d.exited_at is not None or d.terminated_at is not None:
+            limit = d.child_memory
+            if limit is None or d.pid is None or d.exited_at is not None or d.terminated_at is not None:
                 continue
-            used = self._used(d.pid, self._limit)
-            if used > _FAR * self._limit:
-                exceeded(d, used, self._limit)
+            used = self._used(d.pid, limit)
+            if used > _FAR * limit:
+                exceeded(d, used, limit)
                 terminate(d, d.termination, signal.SIGKILL)
 
     def _used(self, pid: int, limit: int) -> int:

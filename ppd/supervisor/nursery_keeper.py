@@ -12,13 +12,15 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
 
 from ..config import Settings
-from ..messages import Exited, ForkRequest, NurseryPrepared, NurseryReady, PrepareNursery, SetupFailed
+from ..messages import Exited, ForkRequest, NurseryPrepared, NurseryReady, PrepareNursery, Retire, SetupFailed
 from .nursery_client import NurseryClient
+from .processes import Process
 from .succession import Succession
 
 _LOG = logging.getLogger(__name__)
@@ -48,10 +50,19 @@ class NurseryKeeper:
     ----------
     settings : `ppd.config.Settings`
         The configuration.
+    others : callable
+        Process IDs of nurseries and orphans of other keepers than the one given.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(
+        self,
+        settings: Settings,
+        others: Callable[[NurseryKeeper], set[int]] = lambda keeper: set(),
+    ):
         self._settings = settings
+        self._others = others
+        self.max_age = settings.nursery_max_age
+        """Seconds after which a fresh nursery takes over."""
         self._begun: float
         self._client: NurseryClient
         self.ready = False
@@ -62,12 +73,47 @@ class NurseryKeeper:
         self._orphans: dict[int, float] = {}
         self._succession = Succession(settings)
         self._wanted: PrepareNursery | None = None
-        self._leases: list[str] = []
+        self.leases: list[str] = []
+        """Leases on what it has read, or is to read."""
         self.inherited = Inherited()
         # Children of a nursery that has died come to us: nobody else would
         # reap them, least of all in a container where we are process 1.
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._begin()
+
+    def first_word(self) -> NurseryReady | str | None:
+        """Return what a nursery that has just been started has built, or why it can't; `None`: not yet."""
+        for message in self._client.receive():
+            if isinstance(message, SetupFailed):
+                return message.reason
+            if isinstance(message, NurseryReady):
+                self._is_ready(message)
+                return message
+        if not self._client.alive():
+            return "The nursery ended before it was ready; its error is in the log."
+        return None
+
+    def leave(self) -> None:
+        """Let the nursery end, which no visit needs any more; `gone` tells when it has."""
+        self._restart_at = None
+        if not self.ready and self._client.alive():
+            self._client.kill()
+        self._client.send(Retire())
+
+    def gone(self, kill: bool) -> bool:
+        """Whether a nursery that was to leave has ended; it may be killed."""
+        self._reap_orphans()
+        self._succession.stop(0.0)
+        if self._client.alive():
+            self._client.flush()
+            self._client.receive()
+            if kill:
+                self._client.kill()
+            return False
+        if self._client.fileno() != -1:
+            self._client.close()
+            self._remove_repos()
+        return not self._orphans
 
     @property
     def pid(self) -> int:
@@ -97,7 +143,7 @@ class NurseryKeeper:
     def prepare(self, request: PrepareNursery) -> None:
         """Have the nursery read inputs for its children; every later nursery too."""
         self._wanted = request
-        self._leases.append(request.holder)
+        self.leases.append(request.holder)
         if self.ready:
             self._client.send(request)
 
@@ -118,11 +164,11 @@ class NurseryKeeper:
             report.bytes / 1e6,
             report.seconds,
         )
-        if report.holder not in self._leases:
+        if report.holder not in self.leases:
             return []
         # What it holds now is needed again if it has to be replaced.
-        index = self._leases.index(report.holder)
-        old, self._leases = self._leases[:index], self._leases[index:]
+        index = self.leases.index(report.holder)
+        old, self.leases = self.leases[:index], self.leases[index:]
         return old
 
     def flush(self) -> None:
@@ -166,7 +212,7 @@ class NurseryKeeper:
         return self._lost(now)
 
     def _succeed(self, now: float) -> None:
-        if self.ready and now > self._begun + self._settings.nursery_max_age:
+        if self.ready and now > self._begun + self.max_age:
             self._succession.begin()
         heir = self._succession.heir()
         if heir is not None:
@@ -179,8 +225,12 @@ class NurseryKeeper:
     def stop(self, timeout: float) -> None:
         """End the nursery and all children; bounded."""
         self._restart_at = None
+        if not self.ready and self._client.alive():
+            # It imports and would not hear of it for seconds; it has no children yet.
+            self._client.kill()
         self._succession.stop(timeout)
         self._client.stop(timeout)
+        self._remove_repos()
         deadline = time.monotonic() + _ORPHAN_GRACE
         while self._orphans and time.monotonic() < deadline:
             self._reap_orphans()
@@ -203,16 +253,20 @@ class NurseryKeeper:
         self.trouble = self.trouble or "the nursery ended unasked"
         _LOG.error("The nursery (pid %d) is gone; a new one starts in %.0f s.", self.pid, delay)
         self._client.close()
-        for path in self._settings.local_repos.glob(f"ppd-nursery-{self.pid}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        self._remove_repos()
         self._restart_at = now + delay
         return self._adopt(now) | self._succession.children()
 
+    def _remove_repos(self) -> None:
+        """Remove what a nursery that was killed has left."""
+        for path in self._settings.local_repos.glob(f"ppd-nursery-{self.pid}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def _adopt(self, now: float) -> set[int]:
         # The kernel has sent SIGTERM to its children and given them to us.
-        # The supervisor's other helpers are in its own session; nurseries and their children are not.
-        found = {p.pid for p in psutil.Process().children() if _session(p.pid) != os.getsid(0)}
-        found -= {self.pid} | self._succession.pids
+        own = os.getsid(0)  # of what the supervisor itself has started
+        found = {p.pid for p in psutil.Process().children() if _session(p.pid) != own}
+        found -= {self.pid} | self._succession.pids | self._others(self)
         self._orphans.update(dict.fromkeys(found, now))
         return found
 
@@ -232,8 +286,6 @@ class NurseryKeeper:
         return ended
 
 
-def _session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return 0
+def _session(pid: int) -> int | None:
+    process = Process.of(pid)
+    return None if process is None else process.session

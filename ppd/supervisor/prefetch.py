@@ -58,7 +58,7 @@ class Prefetcher:
         self._gatherer = gatherer
         self._cache = cache
         self._focal_plane = focal_plane
-        self._padding = padding
+        self.padding = padding
         self._pointings: collections.deque[Pointing] = collections.deque(maxlen=max_pointings)
         self._resolution: Resolution | None = None
         self._refs: list[DatasetRef] = []
@@ -121,7 +121,7 @@ class Prefetcher:
     def _begin(self, pointing: Pointing) -> None:
         regions = {}
         if pointing.ra is not None and pointing.dec is not None:
-            disc = _disc(self._focal_plane, pointing.ra, pointing.dec, self._padding)
+            disc = _disc(self._focal_plane, pointing.ra, pointing.dec, self.padding)
             # Whose it is does not matter here, only that it is needed.
             regions = {self._focal_plane.detectors[0].id: disc}
         self._resolution = self._gatherer.overlapping(regions, pointing.physical_filter)

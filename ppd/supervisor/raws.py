@@ -25,13 +25,16 @@ class RawTable:
     """
 
     def __init__(self, keep_seconds: float, keep_count: int):
-        self._keep_seconds = keep_seconds
-        self._keep_count = keep_count
+        self.keep(keep_seconds, keep_count)
         self._raws: dict[tuple[str, int], list[Candidate]] = {}
         self._waiting: collections.OrderedDict[str, tuple[float, Candidate]] = collections.OrderedDict()
         self._seen: collections.OrderedDict[str, tuple[int, str]] = collections.OrderedDict()
         # Where each exposure of a detector was seen first: a directory or a bucket.
         self._places: collections.OrderedDict[tuple[str, int, int, int], str] = collections.OrderedDict()
+
+    def keep(self, seconds: float, count: int) -> None:
+        """Set how long and how many are kept."""
+        self._keep_seconds, self._keep_count = seconds, count
 
     def add(self, candidate: Candidate, known: bool) -> bool:
         """Take a candidate.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["clear_local_repos", "take_up"]
 
-import dataclasses
 import logging
 import os
 import shutil
@@ -14,28 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Settings
+from ..crash_points import here
 from ..errors import PpdError, StaleVisitError
 from ..messages import DetectorKey, Predecessor
+from .dead_letters import find_letter
 from .journal import Journal, UnfinishedVisit
 from .lifecycle import Lifecycle
 from .table import DetectorVisit, VisitEntry
 
 _LOG = logging.getLogger(__name__)
 
+_MAX_STARTS = 5
 _KILLED = "ppd itself ended while its main pipeline ran"
 
 Admit = Callable[[Any, float | None, Iterable[int] | None], VisitEntry]
 """Validates a message that was first accepted at a time, for some detectors."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What is on disk of an earlier supervisor's work."""
-
-    ready: dict[str, int]
-    """Attempt of each hand-over in the spool, by what is before it in its name."""
-    set_aside: dict[str, str]
-    """Reason of each dead letter by name."""
 
 
 def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: Admit) -> None:
@@ -56,7 +48,8 @@ def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: A
     admit : callable
         See `Admit`.
     """
-    found = _Found(_handed_over(settings.spool_dir), _dead_letters(settings.spool_dir))
+    here("supervisor.recovery-not-begun")
+    waiting = _handed_over(settings.spool_dir)
     kept = set()
     for left in journal.unfinished():
         again = []
@@ -64,12 +57,12 @@ def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: A
             where = (left.instrument, left.group, detector)
             key = _key(left, detector)
             stem = key.file_name.rpartition("-")[0]
-            if stem in found.ready:
+            if stem in waiting:
                 # Also one that was killed before the journal knew of it.
-                journal.state(*where, "handed_over", attempt=found.ready[stem])
-            elif key.file_name in found.set_aside:
-                reason = f"its outputs can't be exported: {found.set_aside[key.file_name]}"
-                _fail(lifecycle, left, [detector], reason)
+                journal.state(*where, "handed_over", attempt=waiting[stem])
+            elif (letter := find_letter(settings.spool_dir, key)) is not None:
+                # Killed before the journal knew of it.
+                _fail(lifecycle, left, [detector], f"its outputs can't be exported: {letter.reason}")
             elif detector in left.handed_over:
                 # A hand-over is discarded only once the journal has that it is exported.
                 reason = f"its hand-over is gone from the spool {settings.spool_dir}, and was not exported"
@@ -78,8 +71,11 @@ def take_up(settings: Settings, journal: Journal, lifecycle: Lifecycle, admit: A
                 again.append(detector)
         if again:
             kept |= _accept_again(settings, lifecycle, admit, left, again)
+            here("supervisor.recovery-visit-taken")
     journal.commit()
+    here("supervisor.recovery-committed")
     clear_local_repos(settings.local_repos, kept)
+    here("supervisor.recovery-done")
 
 
 def clear_local_repos(folder: Path, kept: Collection[Path]) -> None:
@@ -108,13 +104,14 @@ def _accept_again(
         _give_up(lifecycle, left, detectors, e)
         return set()
     expired, kept = [], set[Path]()
+    starts = 1 + lifecycle.ledger.journal.times_taken_up(left.instrument, left.group)
     for number, d in list(entry.detectors.items()):
         repo = _remains(settings, left, number)
         if d.expires < time.time() and repo is None:
             expired.append(number)
             del entry.detectors[number]
             continue
-        _as_next_attempt(d, left.attempts.get(number, 1), repo)
+        _as_next_attempt(d, left.attempts.get(number, 1), repo, starts)
         if repo is not None:
             kept.add(repo)
     missing = [n for n in detectors if n not in entry.detectors and n not in expired]
@@ -126,6 +123,8 @@ def _accept_again(
     if entry.detectors:
         # It is in the journal already: a disk that is full now must not make it fail.
         lifecycle.take_on(entry)
+        for d in entry.detectors.values():
+            lifecycle.ledger.change(d, d.state, reason="taken up again by a new start")
         journal = lifecycle.ledger.journal
         journal.event(left.instrument, left.group, None, "accepted", {"source": "recovery"})
         lifecycle.counters.add("visits_taken_up")
@@ -138,11 +137,11 @@ def _accept_again(
     return kept
 
 
-def _as_next_attempt(d: DetectorVisit, last: int, repo: Path | None) -> None:
+def _as_next_attempt(d: DetectorVisit, last: int, repo: Path | None, starts: int) -> None:
     # Not the first attempt: the APDB is asked before it runs.
     d.attempt = last + 1
-    # It was not its fault: this counts as no retry.
-    d.put_backs = 1
+    # It was not its fault: a start counts as no retry, unless there are suspiciously many.
+    d.put_backs = min(starts, _MAX_STARTS, last)
     if repo is not None:
         # It may not be run again then, but what it may have changed has to be known.
         expired = d.expires < time.time()
@@ -191,16 +190,6 @@ def _handed_over(spool: Path) -> dict[str, int]:
             stem, _, attempt = entry.name.rpartition("-")
             if attempt.isdecimal():
                 found[stem] = max(int(attempt), found.get(stem, 0))
-    return found
-
-
-def _dead_letters(spool: Path) -> dict[str, str]:
-    found = {}
-    for entry in (spool / "dead-letters").iterdir():
-        try:
-            found[entry.name] = (entry / "reason.txt").read_text().strip()
-        except (OSError, ValueError):
-            found[entry.name] = "it was set aside"
     return found
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["Prefetch", "Released", "Resolve", "Resolved"]
+__all__ = ["DayKnown", "Learn", "LearnDay", "Learned", "Prefetch", "Released", "Resolve", "Resolved"]
 
 import dataclasses
 from collections.abc import Mapping
 
 from ..messages import CacheView, Pointing, PrepareNursery
 from ..visit import BareVisit
+from .deployments import Deployment
 from .inputs import VisitInputs
 
 
@@ -42,10 +43,51 @@ class Prefetch:
 
 
 @dataclasses.dataclass(frozen=True)
+class LearnDay:
+    """Request: find and fetch the init-outputs of a day, before a visit needs them."""
+
+    day_obs: int
+    deployment: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Learn:
+    """Request: get ready for the visits of another deployment."""
+
+    deployment: Deployment
+    day_obs: int
+    number: int
+    """Of the reload that wants it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """Answer: its visits may come, or why not."""
+
+    number: int
+    error: str | None = None
+    missing: bool = False
+    """Whether it is that ``ppd-init`` has not been run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DayKnown:
+    """Answer: the init-outputs of a day are in the cache, or why not."""
+
+    day_obs: int
+    deployment: str
+    error: str | None = None
+    missing: bool = False
+    """Whether it is that ``ppd-init`` has not been run."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Resolved:
     """Answer: the inputs are in the cache, or why not."""
 
     group: str
+    asked: frozenset[int] = frozenset()
+    """The detectors that the request was about."""
     views: Mapping[int, CacheView] = dataclasses.field(default_factory=dict)
     refused: Mapping[int, str] = dataclasses.field(default_factory=dict)
     """Detectors that lack an input that every one of their pipelines needs."""

@@ -98,7 +98,7 @@ class Pace:
     """
 
     def __init__(self, alert_deadline: float):
-        self._alert_deadline = alert_deadline
+        self.alert_deadline = alert_deadline
         self._typical = {"preprocess": 0.0, "main": _DEFAULT_SECONDS}
         self._begun: dict[tuple[DetectorKey, str], float] = {}
         self._taken: dict[str, collections.deque[float]] = {
@@ -152,4 +152,4 @@ class Pace:
             The claim.
         """
         end = accepted + duration if closed is None else closed
-        return Claim(who, accepted, end + self._alert_deadline, self.estimate(preprocessing))
+        return Claim(who, accepted, end + self.alert_deadline, self.estimate(preprocessing))

@@ -13,10 +13,10 @@ __all__ = [
     "Manifest",
     "Waiting",
     "clear_building",
-    "dead_letter",
     "discard",
     "find_ready",
     "has_ready",
+    "is_ready",
     "make_folders",
     "read_manifest",
     "ready_entries",
@@ -35,6 +35,7 @@ from typing import Any
 import pydantic
 
 from ..checksums import checksum_of, checksum_of_file
+from ..crash_points import here
 from ..messages import DetectorKey
 
 # A file system's clock is not finer than its kernel's ticks, of 10 ms at most.
@@ -196,6 +197,11 @@ def find_ready(spool: Path, key: DetectorKey) -> Manifest | None:
         return None
 
 
+def is_ready(spool: Path, key: DetectorKey) -> bool:
+    """Whether an attempt has handed over, and it waits for export."""
+    return (spool / "ready" / key.file_name).is_dir()
+
+
 def discard(entry: Path) -> None:
     """Remove a hand-over that central has.
 
@@ -203,14 +209,7 @@ def discard(entry: Path) -> None:
     """
     grave = entry.parent.parent / "building" / f"done-{entry.name}"
     shutil.rmtree(grave, ignore_errors=True)
+    here("exporter.hand-over-not-removed")
     entry.rename(grave)
+    here("exporter.hand-over-removed")
     shutil.rmtree(grave, ignore_errors=True)
-
-
-def dead_letter(entry: Path, reason: str) -> Path:
-    """Set a hand-over aside that can't be exported, with the reason."""
-    target = entry.parent.parent / "dead-letters" / entry.name
-    shutil.rmtree(target, ignore_errors=True)
-    entry.rename(target)
-    (target / "reason.txt").write_text(reason + "\n")
-    return target

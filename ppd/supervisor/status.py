@@ -9,7 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from .table import LIVE
+from .table import LIVE, PAST_CHILDREN
 
 if TYPE_CHECKING:
     from .daemon import Supervisor
@@ -54,9 +54,12 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         faults.append(f"export: {supervisor.exporter.trouble}")
     if supervisor.central.status.trouble:
         faults.append(f"replica: {supervisor.central.status.trouble}")
+    faults += supervisor.rollover.faults()
     faults += filter(None, [spool.fault()])
     if supervisor.exporter.state.deferred:
         faults.append(f"export: {supervisor.exporter.state.deferred} hand-overs fail and are tried again")
+    if supervisor.exporter.state.letters:
+        faults.append(f"{supervisor.exporter.state.letters} dead letters: see ppdctl dead-letters list")
     if not supervisor.nursery.ready:
         faults.append(f"nursery: {supervisor.nursery.trouble or 'it is starting'}")
     if supervisor.journal.trouble:
@@ -71,7 +74,9 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         "faults": faults,
         "pid": os.getpid(),
         "instrument": settings.instrument,
-        "deployment": supervisor.deployment,
+        "deployment": supervisor.deployment.id,
+        "deployments": _deployments(supervisor),
+        "reload": supervisor.reloader.describe(),
         "uptime": time.time() - supervisor.started,
         "drained": supervisor.draining and supervisor.idle(),
         "idle": supervisor.idle(),
@@ -98,6 +103,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
             "bytes": spool.bytes,
             "deferred": supervisor.exporter.state.deferred,
             "max_bytes": settings.spool_max_bytes,
+            "dead_letters": supervisor.exporter.state.letters,
         },
         "loop": supervisor.watch.describe(),
         "raws_waiting": life.raws.unmatched,
@@ -105,3 +111,16 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         "counts": supervisor.counters.as_dict(),
         "errors": supervisor.counters.errors(),
     }
+
+
+def _deployments(supervisor: Supervisor) -> list[dict[str, Any]]:
+    """Those with visits at work, and the one for new visits, which is the last."""
+    current = supervisor.deployment
+    found: dict[int, dict[str, Any]] = {current.generation: {"id": current.id, "detector_visits": 0}}
+    for entry in supervisor.lifecycle.table.visits.values():
+        if entry.unfinished:
+            one = found.setdefault(
+                entry.deployment.generation, {"id": entry.deployment.id, "detector_visits": 0}
+            )
+            one["detector_visits"] += sum(d.state not in PAST_CHILDREN for d in entry.detectors.values())
+    return [{"generation": number, **found[number]} for number in sorted(found)]

@@ -104,5 +104,5 @@ class Succession:
         """End them all and their children; bounded."""
         deadline = time.monotonic() + timeout
         for client in (*self._retiring, *([self._next] if self._next else [])):
-            client.stop(max(0.5, deadline - time.monotonic()))
+            client.stop(max(min(timeout, 0.5), deadline - time.monotonic()))
         self._retiring, self._next = [], None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from ..messages import CacheView, ChildDone, DetectorKey, Predecessor
 from ..sources.raws import Candidate
 from ..visit import BareVisit
+from .deployments import Deployment
 from .inputs import VisitInputs
 
 
@@ -38,6 +39,7 @@ class State(enum.StrEnum):
 
 LIVE = frozenset({State.FORKED, State.READY, State.RUNNING})
 OVER = frozenset({State.EXPORTED, State.FAILED})
+PAST_CHILDREN = OVER | {State.HANDED_OVER}
 
 
 @dataclasses.dataclass
@@ -51,6 +53,8 @@ class DetectorVisit:
     main: tuple[str, ...]
     accepted: float
     expires: float
+    child_memory: int | None = None
+    """Bytes that its children's tasks may use."""
     state: State = State.ACCEPTED
     attempt: int = 1
     resolving: bool = False
@@ -82,7 +86,9 @@ class DetectorVisit:
     putting_back: bool = False
     """Whether its child was told to make room."""
     put_backs: int = 0
-    """How many attempts ended so; they are no retries."""
+    """How many attempts ended so, or with ppd or its nursery; they are no retries."""
+    nursery_deaths: int = 0
+    """How many attempts ended because their nursery did."""
     sent: dict[str, Candidate] = dataclasses.field(default_factory=dict)
     done: ChildDone | None = None
     exited_at: float | None = None
@@ -145,7 +151,8 @@ class VisitEntry:
     visit: BareVisit
     accepted: float
     day_obs: int
-    deployment: str
+    deployment: Deployment
+    """What it is processed with, whatever is loaded meanwhile."""
     runs: dict[str, str]
     detectors: dict[int, DetectorVisit]
     fanned_out: bool = False
@@ -160,6 +167,11 @@ class VisitEntry:
     over: bool = False
     """Whether its end has been logged."""
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether a detector-visit of it may still need a child."""
+        return any(d.state not in PAST_CHILDREN for d in self.detectors.values())
+
 
 class VisitTable:
     """All visits that are not over, and the last of those that are."""
@@ -173,6 +185,9 @@ class VisitTable:
         """Add a visit, or detectors to one that is known; return what is in the table."""
         known = self.visits.setdefault(entry.visit.groupId, entry)
         if known is not entry:
+            if not known.unfinished:
+                # Nobody holds to these any more, and the nursery may be gone.
+                known.day_obs, known.deployment = entry.day_obs, entry.deployment
             known.detectors.update(entry.detectors)
             known.runs.update(entry.runs)
             known.over = False

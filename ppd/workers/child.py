@@ -18,6 +18,7 @@ from lsst.daf.butler import Butler, DatasetRef
 from lsst.pipe.base import Pipeline
 
 from ..config import Settings
+from ..crash_points import about, here
 from ..errors import RetriableError, one_line
 from ..instruments.description import InstrumentDescription
 from ..logs import bind, setup_logging
@@ -90,7 +91,9 @@ def run_child(
     try:
         setup_logging(settings, settle_process(job))
         bind(group=job.key.group, detector=job.key.detector, instrument=job.key.instrument)
+        about(f"{job.key.group}/{job.key.detector}")
         life = _Life(job, settings, pipelines, description, inherited)
+        here("child.settled")
     except Terminated:
         # As if it had come before there was a handler: nothing has begun.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -114,10 +117,12 @@ def run_child(
         done = life.fail(e)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # The last word comes first: killed between the two, the repo would be
-        # missed by those who look what it did.
+        # Killed between the two, its repo would be missed by those who look what it did.
+        here("child.last-word-not-said")
         life.finish(done)
+        here("child.last-word-said")
         remove_repo(Path(job.local_repo))
+        here("child.repo-removed")
         leave_folder(job)
     return code
 
@@ -142,6 +147,8 @@ class _Life:
         self.visit = BareVisit.model_validate(job.visit)
         self.link = ChildLink(job.endpoint, job.key, settings.heartbeat_interval)
         self.butler: Butler | None = None
+        self.runs = tuple(job.runs.values())
+        """Where outputs are."""
         self.raw_run = f"{job.key.instrument}/raw/all"
         self.guard = ApdbGuard(settings.apdb_config, settings.apdb_patience)
         self.visits: tuple[int, ...] = ()
@@ -166,6 +173,7 @@ class _Life:
         try:
             remains = open_remains(folder, self.key)
             self.butler, self.visits, opened = remains.butler, remains.visits, True
+            self.runs = remains.runs
         except Exception:
             # An attempt that follows asks the APDB itself, once it knows its visits.
             _LOG.exception("What the last attempt left in %s can't be opened.", folder)
@@ -176,6 +184,8 @@ class _Life:
         if left.last or (begun and self.guard.stored(self.visits, self.key.detector).may_be):
             return self.fail(KilledError(left.reason))
         self.butler, self.visits, self.main_started = None, (), False
+        self.runs = tuple(self.job.runs.values())
+        here("child.looked-back")
         remove_repo(folder)
         return None
 
@@ -187,9 +197,12 @@ class _Life:
     def _start(self, forked: float) -> None:
         """Open the clone and put what pre-processing needs into it."""
         self.butler = clone_repo(Path(self.job.local_repo), self.job.cache, self.inherited.template)
+        here("child.repo-cloned")
         opened = time.time() - forked
         put_preload_products(self.butler, self.visit, self.job, self.settings, self.description)
+        here("child.preload-put")
         self.link.send(ChildReady(key=self.key, pid=os.getpid(), seconds=time.time() - forked, opened=opened))
+        here("child.ready-said")
 
     def _process(self) -> ChildDone:
         """Run pre-processing, wait for raws, run the main pipeline, hand over."""
@@ -213,10 +226,13 @@ class _Life:
         self.visits = ingest.define_visits(
             self.butler, list(raws.exposures.values()), self.job.cache.collections
         )
+        here("child.visits-defined")
         self.guard.check(self.visits, self.key)
+        here("child.apdb-asked")
         self._permit("main")
         self.link.enter("main")
         self._event("main_start")
+        here("child.main-begun")
         scope = dataclasses.replace(self._scope, exposures=tuple(raws.exposures), visits=self.visits)
         try:
             ran = self._run(main, scope, self._main_begins)
@@ -224,6 +240,7 @@ class _Life:
             if raws.mismatches:
                 raise MismatchError(f"{'; '.join(raws.mismatches)}; no main pipeline can run: {e}") from e
             raise RetriableError(f"no main pipeline can run: {e}") from e
+        here("child.pipeline-ended")
         self.ran = ran
         self.pipeline = ran.path
         self._event("pipeline_end", pipeline=ran.path, success=True, reason=ran.remarks[:500])
@@ -286,6 +303,7 @@ class _Life:
         self._permit("preprocess")
         self.link.enter("preprocess")
         self._event("preprocess_start")
+        here("child.preprocess-begun")
         success, reason = True, ""
         try:
             with may_be_cut_short():
@@ -295,6 +313,7 @@ class _Life:
             known = isinstance(e, NoPipelineError | PipelineFailedError | CutShort)
             success, reason = False, str(e) if known else f"{type(e).__name__}: {one_line(e)}"
             _LOG.error("Pre-processing failed; the main pipeline goes on without it: %s", e)
+        here("child.preprocess-ended")
         self._event("preprocess_end", success=success, reason=reason[:500])
 
     def _candidates(self, order: tuple[str, ...]) -> list[Candidate]:
@@ -308,6 +327,7 @@ class _Life:
     def _main_begins(self, path: str, task: str) -> None:
         self.main_started = True
         self._event("first_task", pipeline=path, task=task)
+        here("child.first-task")
 
     def _run(self, candidates: list[Candidate], scope: Scope, started: Callable[[str, str], None]) -> Ran:
         key = self.key
@@ -326,6 +346,7 @@ class _Life:
                 _LOG.warning("No more raws: %s; going on with %d.", message.reason, len(raws.exposures))
                 return
             if isinstance(message, RawArrived):
+                here("child.raw-received")
                 raws.take(message)
                 if self.visit.nimages and not raws.exposures and raws.not_fetched >= self.visit.nimages:
                     # What has been replaced is announced anew by the next look at the
@@ -339,8 +360,8 @@ class _Life:
         self.link.enter("handing_over")
         # From here on it waits for the disk more than it works.
         self.link.send(PermitReturn(key=self.key))
-        runs = self.job.runs.values()
-        refs = find_outputs(self.butler, runs, self.settings.export_types)
+        refs = find_outputs(self.butler, self.runs, self.settings.export_types)
+        here("child.outputs-found")
         done = ChildDone(key=self.key, success=success, pipeline=self.pipeline)
         if refs:
             begin = time.time()
@@ -348,6 +369,7 @@ class _Life:
             self._event(
                 "handed_over", datasets=handed.datasets, bytes=handed.size, seconds=time.time() - begin
             )
+            here("child.hand-over-said")
             done = done.model_copy(update={"entry": handed.entry, "datasets": handed.datasets})
         return done
 

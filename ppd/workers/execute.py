@@ -33,6 +33,7 @@ from lsst.pipe.base.mp_graph_executor import MPGraphExecutor, MPGraphExecutorErr
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
+from ..crash_points import here
 from ..errors import one_line
 from .containment import Terminated, contained
 from .graphs import GraphMaker, Scope, build_graph, prepare_graph
@@ -214,6 +215,7 @@ def run_first_possible(
         for refusal in refusals:
             _LOG.warning("Fell back: %s", refusal)
         remarks: list[str] = []
+        here("child.graph-built", path)
         try:
             with contained(memory):
                 candidate.maker.executor.run_pipeline(

@@ -23,6 +23,7 @@ from lsst.daf.butler import Butler, DatasetRef, DimensionRecord, FileDataset
 from lsst.daf.butler.datastore import DatasetRefURIs
 
 from ..checksums import CHECKSUM, checksum_of, checksum_of_file
+from ..crash_points import here
 from ..messages import DetectorKey
 
 _LOG = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ def hand_over(
     building = spool / "building" / entry
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
+    here("child.building-made")
     try:
         size = 0
         datasets = []
@@ -142,6 +144,7 @@ def hand_over(
             size += _link(source, target)
             checksums[target.name] = checksum_of_file(target)
             datasets.append(FileDataset(path=target.name, refs=ref))
+            here("child.file-linked")
         manifest = {
             "type": "pp-output",
             "key": key.model_dump(),
@@ -160,14 +163,18 @@ def hand_over(
             "checksums": checksums,
         }
         text = json.dumps(manifest)
-        manifests = {"manifest.sum": checksum_of(text.encode()) + "\n", "manifest.json": text}
-        for name, content in manifests.items():
-            (building / name).write_text(content, encoding="utf-8")
-        _sync_files([building / name for name in (*checksums, *manifests)])
+        here("child.records-collected")
+        (building / "manifest.sum").write_text(checksum_of(text.encode()) + "\n", encoding="utf-8")
+        here("child.manifest-sum-written")
+        (building / "manifest.json").write_text(text, encoding="utf-8")
+        here("child.manifest-written")
+        _sync_files([building / name for name in (*checksums, "manifest.sum", "manifest.json")])
         _sync(building)
         ready = spool / "ready"
         ready.mkdir(exist_ok=True)
+        here("child.hand-over-built")
         building.rename(ready / entry)
+        here("child.handed-over")
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -179,6 +186,7 @@ def hand_over(
     for source in sources:
         with contextlib.suppress(OSError):
             source.unlink()
+        here("child.source-removed")
     return HandOver(entry, len(refs), size)
 
 

@@ -26,6 +26,7 @@ import astropy.time
 from lsst.pipe.base import Pipeline
 
 from ..config import Settings
+from ..crash_points import here
 from ..errors import ConfigurationError
 from ..instruments.description import InstrumentDescription, find_description
 from ..logs import setup_logging
@@ -255,11 +256,14 @@ def _serve(
                 stopping = True
             for message in messages or ():
                 if isinstance(message, ForkRequest) and not stopping:
+                    here("nursery.fork-request-read")
                     pid = _fork(
                         message, settings, pipelines, description, inherited, pipe, (wake_read, wake_write)
                     )
                     children[pid] = message.job.key
+                    here("nursery.forked")
                     pipe.send(Forked(key=message.job.key, pid=pid))
+                    here("nursery.fork-said")
                 elif isinstance(message, PrepareNursery):
                     inherited.begin(message)
                 elif isinstance(message, Retire):
@@ -269,6 +273,7 @@ def _serve(
         elif inherited.busy and not stopping:
             report = inherited.step()
             if report is not None:
+                here("nursery.inputs-held")
                 pipe.send(report)
         if retiring and not children:
             return 0
@@ -323,8 +328,10 @@ def _reap(pipe: _Pipe, children: dict[int, DetectorKey]) -> None:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             key = children.pop(pid)
+            here("nursery.child-reaped")
             with contextlib.suppress(BrokenPipeError):
                 pipe.send(Exited(key=key, pid=pid, code=os.waitstatus_to_exitcode(status)))
+            here("nursery.exit-said")
 
 
 def _signal_all(children: Mapping[int, DetectorKey], signum: int) -> None:

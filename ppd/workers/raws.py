@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lsst.daf.butler import Butler
 
 from ..config import Settings
+from ..crash_points import here
 from ..errors import InvalidRawError
 from ..instruments.description import InstrumentDescription
 from ..logs import bind
@@ -121,6 +122,7 @@ class RawTaker:
             return _repeated(message, message.exposure), message.exposure
         try:
             path = fetch_raw(message, self._folder, self._settings.s3_endpoint)
+            here("child.raw-fetched")
             key = self._key
             raw = read_raw(path, key.instrument, key.group, key.detector, exposure=message.exposure)
         except FetchError as e:
@@ -147,6 +149,7 @@ class RawTaker:
             self.mismatches.append(mismatch)
             _LOG.warning("Exposure %d: %s; it is processed as what it is.", raw.exposure, mismatch)
         choose_ingest(self._settings.ingest, self._description).ingest(self._butler, raw, self._run)
+        here("child.raw-ingested")
         self.exposures[raw.exposure] = raw
         self._uris[raw.exposure] = message.uri
         return Taken("ingested"), raw.exposure

@@ -7,7 +7,7 @@ __all__ = ["Remains", "open_remains"]
 import dataclasses
 from pathlib import Path
 
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, CollectionType
 
 from ..messages import DetectorKey
 
@@ -19,6 +19,8 @@ class Remains:
     butler: Butler
     visits: tuple[int, ...]
     """IDs of the visits that were defined in it."""
+    runs: tuple[str, ...]
+    """Its output runs: they may be an earlier deployment's."""
 
 
 def open_remains(folder: Path, key: DetectorKey) -> Remains:
@@ -46,4 +48,5 @@ def open_remains(folder: Path, key: DetectorKey) -> Remains:
     regions = butler.query_dimension_records(
         "visit_detector_region", instrument=key.instrument, detector=key.detector, explain=False
     )
-    return Remains(butler, tuple(sorted(int(region.visit) for region in regions)))
+    runs = butler.collections.query(f"{key.instrument}/prompt/output-*", collection_types=CollectionType.RUN)
+    return Remains(butler, tuple(sorted(int(region.visit) for region in regions)), tuple(runs))

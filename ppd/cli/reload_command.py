@@ -1,0 +1,66 @@
+"""``ppdctl reload``."""
+
+from __future__ import annotations
+
+__all__ = ["add_reload_command"]
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+from ..messages import ControlRequest
+from .client import ControlClient
+
+_POLL_SECONDS = 0.2
+
+
+def add_reload_command(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the command to ``ppdctl``.
+
+    Parameters
+    ----------
+    commands : `argparse._SubParsersAction`
+        Where to add it.
+    common : `argparse.ArgumentParser`
+        Options that every command has.
+    """
+    reload = commands.add_parser(
+        "reload", parents=[common], help="check the configuration, and put it in force"
+    )
+    reload.add_argument(
+        "--wait", type=float, default=600.0, help="seconds to wait until it is (default: 600)"
+    )
+    reload.set_defaults(run=_reload)
+
+
+def _reload(client: ControlClient, arguments: argparse.Namespace) -> int:
+    reply = client.request(ControlRequest(command="reload"))
+    if not reply.ok:
+        print(f"ppdctl: {reply.error}", file=sys.stderr)
+        return 1
+    number, result = reply.result["number"], reply.result
+    deadline = time.monotonic() + arguments.wait
+    while result and result["state"] not in ("in_force", "refused") and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        result = client.request(ControlRequest(command="reloading", number=number)).result
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        _print(result)
+    return 0 if result and result["state"] == "in_force" else 1
+
+
+def _print(result: dict[str, Any]) -> None:
+    if not result:
+        print("ppdctl: another reload has taken its place", file=sys.stderr)
+    elif result["state"] == "refused":
+        print(f"ppdctl: nothing has changed: {result['error']}", file=sys.stderr)
+    elif result["state"] != "in_force":
+        print(f"ppdctl: it is still at work ({result['state']}); ppdctl status tells more", file=sys.stderr)
+    elif not result["changes"]:
+        print("nothing is different")
+    else:
+        print("in force:")
+        print("\n".join(f"  {change}" for change in result["changes"]))
