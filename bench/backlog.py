@@ -51,7 +51,7 @@ def measure_away(
     """
     central = folder / "ppd-central"
     build_life_central(central, Config({"registry": {"db": server.create_database("away")}}))
-    settings = life_settings(folder, central, sockets)
+    settings = life_settings(folder, central, sockets).model_copy(update={"spool_dir": folder / "spool"})
     with start_ppd(settings, folder) as (process, client):
         server.halt()
         supervisor = psutil.Process(process.pid)
