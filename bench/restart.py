@@ -137,7 +137,7 @@ def _await_answer(process: subprocess.Popen[bytes], client: ControlClient) -> fl
         if process.poll() is not None:
             raise RuntimeError(f"ppd ended with {process.returncode}")
         with contextlib.suppress(NoSupervisorError):
-            client.status(timeout=0.2)
+            client.status(timeout=5.0)
             return time.monotonic()
         return 0.0
 

@@ -97,8 +97,6 @@ class CentralContents:
         self.summaries: dict[tuple[str, int], dict[str, Any]] = {}
         self.images: dict[tuple[str, int], Any] = {}
         """Pixels of each image."""
-        self.provenances: Counter[tuple[str, int]] = Counter()
-        """How many pipelines came to their end, provenance and all."""
         self.keys: dict[uuid.UUID, tuple[str, int]] = {}
         """Whose each dataset is."""
         with Butler.from_config(str(site.central), writeable=False) as butler:
@@ -132,7 +130,6 @@ class CentralContents:
         identity = (ref.datasetType.name, tuple(sorted(ref.dataId.required.items())))
         if ref.datasetType.name == "prompt_provenance":  # each pipeline has one, in its own run
             identity = (ref.run, identity[1])
-            self.provenances[key] += 1
         known[identity] += 1
         self.keys[ref.id] = key
         self.types[key].add(ref.datasetType.name)
