@@ -76,7 +76,7 @@ _LOG = logging.getLogger(__name__)
 
 _TICK_MS = 100
 # How long after our start children of a supervisor that was killed may hand over what they have.
-_LAST_GRACE = 4.0
+_LAST_GRACE = 2.0
 _LOG_CHECK_SECONDS = 3600.0
 
 
