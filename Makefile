@@ -7,7 +7,7 @@ ARGS ?=
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test crash-points fuzz bench soak soak-night lint clean venv
+.PHONY: demo test test-slow crash-points fuzz bench soak soak-night lint clean venv
 
 demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
@@ -18,6 +18,10 @@ test: venv
 # All places where a process can be made to die; `make test` comes to some of the supervisor's.
 crash-points: venv
 	$(BIN)/python -m pytest tests/test_crash_points.py -m "" $(ARGS)
+
+# What takes long, or is one of many alike.
+test-slow: venv
+	$(BIN)/python -m pytest -m slow -o timeout=900 $(ARGS)
 
 # Ten times what `make test` sends of broken messages and headers.
 fuzz: venv

@@ -104,7 +104,7 @@ class NurseryReady(Message):
 
     kind: Literal["nursery_ready"] = "nursery_ready"
     pid: _Pid
-    seconds: float
+    seconds: _Time
     pipelines: tuple[PipelineSummary, ...]
 
 
@@ -164,7 +164,7 @@ class NurseryPrepared(Message):
     """How many datasets it holds in memory now."""
     bytes: int
     """How much memory they take, by the growth of the process."""
-    seconds: float
+    seconds: _Time
     quick: bool
     """Whether children open their repos the quick way."""
     trouble: str = ""
@@ -212,7 +212,6 @@ class ExporterState(Message):
 class ExportedEntry(Message):
     """A hand-over whose outputs central has."""
 
-    kind: Literal["exported_entry"] = "exported_entry"
     entry: str
     """Its name in the spool."""
     key: DetectorKey
@@ -228,7 +227,7 @@ class Exported(Message):
 
     kind: Literal["exported"] = "exported"
     entries: tuple[ExportedEntry, ...]
-    seconds: float
+    seconds: _Time
 
 
 class Discard(Message):
@@ -261,9 +260,9 @@ class ChildReady(Message):
     kind: Literal["child_ready"] = "child_ready"
     key: DetectorKey
     pid: _Pid
-    seconds: float
+    seconds: _Time
     """From the fork to here."""
-    opened: float
+    opened: _Time
     """From the fork to the open Butler, seconds."""
 
 

@@ -30,13 +30,13 @@ from ppd.messages import ChildDone, DetectorKey, Exported, SetAside
 from ppd.supervisor.counters import Counters
 from ppd.supervisor.deployments import Deployment
 from ppd.supervisor.endings import local_repo
-from ppd.supervisor.export_batch import BatchWriter, HandOver
+from ppd.supervisor.export_batch import BatchWriter
 from ppd.supervisor.exporting import Exporting
 from ppd.supervisor.journal import Journal
 from ppd.supervisor.ledger import Ledger
 from ppd.supervisor.lifecycle import Lifecycle
 from ppd.supervisor.recovery import take_up
-from ppd.supervisor.spool import clear_building, make_folders, read_manifest, ready_entries
+from ppd.supervisor.spool import HandOver, clear_building, make_folders, read_manifest, ready_entries
 from ppd.supervisor.table import OVER, DetectorVisit, State, VisitEntry
 from ppd.visit import BareVisit
 

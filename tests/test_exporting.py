@@ -18,9 +18,9 @@ from lsst.daf.butler import Butler, DatasetType
 
 from bench.hand_overs import RUN, TYPES, make_central, make_hand_over
 from ppd.config import Settings
-from ppd.supervisor.export_batch import BatchWriter, HandOver
+from ppd.supervisor.export_batch import BatchWriter
 from ppd.supervisor.exporting import Exporting, Outcome
-from ppd.supervisor.spool import make_folders, read_manifest, ready_entries
+from ppd.supervisor.spool import HandOver, make_folders, read_manifest, ready_entries
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 

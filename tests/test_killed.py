@@ -76,6 +76,7 @@ def test_nursery_killed(observatory: Observatory, tmp_path: Path) -> None:
         assert ppd.groups() == [("orphan", 2)]
 
 
+@pytest.mark.slow
 def test_newborn_children_get_sigterm(observatory: Observatory, tmp_path: Path) -> None:
     """A signal to a child that has only just been forked does not reach the nursery."""
     with _sleepy(observatory, tmp_path, 0.1, retries=3) as ppd:

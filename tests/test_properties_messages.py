@@ -183,6 +183,7 @@ class _Pipe(NurseryClient):
     """The supervisor's end of a pipe that has no nursery at its other end."""
 
     def __init__(self) -> None:
+        self._name = "nursery"
         self._buffer = self._outbox = b""
         self._out, self.end = os.pipe()
         os.set_blocking(self._out, False)
@@ -220,7 +221,7 @@ def test_garbage_on_the_pipe(pipe: _Pipe, seed: int, order: list[bool], size: in
 
 def test_endless_line_on_the_pipe(pipe: _Pipe, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     """It is dropped, and what comes after its end is understood."""
-    monkeypatch.setattr("ppd.supervisor.nursery_client._MAX_LINE_BYTES", 200_000)
+    monkeypatch.setattr("ppd.supervisor.line_process._MAX_LINE_BYTES", 200_000)
     with caplog.at_level(logging.ERROR):
         for _ in range(20):
             os.write(pipe.end, b"x" * 60_000)
@@ -233,7 +234,7 @@ def test_endless_line_on_the_pipe(pipe: _Pipe, monkeypatch: pytest.MonkeyPatch, 
 
 def test_endless_writing_does_not_keep_the_loop(pipe: _Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though there is always more to read, `receive` comes back."""
-    monkeypatch.setattr("ppd.supervisor.nursery_client._CHUNK_BYTES", 100)
+    monkeypatch.setattr("ppd.supervisor.line_process._CHUNK_BYTES", 100)
     read = os.read
 
     def read_and_refill(descriptor: int, size: int) -> bytes:

@@ -17,6 +17,8 @@ import yaml
 from lsst.daf.butler import Butler
 from observatory import ISR, Observatory, Ppd, error_of, identity, running, sleepers, wait_for, write_sleepy
 
+from ppd.visit import TAI_MINUS_UTC
+
 pytestmark = pytest.mark.night
 
 
@@ -177,12 +179,13 @@ def test_what_is_refused(observatory: Observatory, tmp_path: Path) -> None:
         ppd.await_state("afterwards", exported=1)
 
 
+@pytest.mark.slow
 def test_at_once(observatory: Observatory, tmp_path: Path) -> None:
     """No nursery is built for what the supervisor alone reads; children at work are not touched."""
     with _at_work(observatory, tmp_path) as ppd:
         nurseries = _nurseries(ppd)
         assert json.loads(ppd.command("ctl", "reload", "--json").stdout)["changes"] == []
-        _change(ppd, slots=5, running=1, message_expiration=0.001)
+        _change(ppd, slots=5, running=1, message_expiration=20.0)
         begin = time.monotonic()
         done = _reload(ppd)
         assert done.returncode == 0, done.stderr
@@ -190,12 +193,14 @@ def test_at_once(observatory: Observatory, tmp_path: Path) -> None:
         assert time.monotonic() - begin < 10.0
         status = ppd.status()
         assert (status["slots"]["total"], status["processors"]["total"]) == (5, 1)
-        assert ppd.submit(groupId="stale", detector=4).code == "stale"
+        sent = time.time() + TAI_MINUS_UTC - 30.0
+        assert ppd.submit(groupId="stale", detector=4, private_sndStamp=sent).code == "stale"
         assert (_nurseries(ppd), len(status["deployments"])) == (nurseries, 1)
         _wake(ppd)
         ppd.await_state("old-asleep", exported=1)
 
 
+@pytest.mark.slow
 def test_one_after_the_other(observatory: Observatory, tmp_path: Path) -> None:
     """A second one meanwhile is refused; a stop ends it; children's settings are theirs."""
     with running(observatory, tmp_path, export_types=["nothing"]) as ppd:
@@ -227,6 +232,7 @@ def test_one_after_the_other(observatory: Observatory, tmp_path: Path) -> None:
         assert ppd.stop() == 0
 
 
+@pytest.mark.slow
 def test_old_nursery_is_killed(observatory: Observatory, tmp_path: Path) -> None:
     """Its visits are tried again by another one of their deployment; the new ones' children live."""
     with _at_work(observatory, tmp_path, initialize_automatically=True, image_timeout=200.0) as ppd:

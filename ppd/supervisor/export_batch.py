@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["BatchWriter", "ConflictError", "HandOver"]
+__all__ = ["BatchWriter", "ConflictError"]
 
 import ctypes
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,19 +26,11 @@ from lsst.daf.butler.registry import ConflictingDefinitionError
 
 from ..crash_points import here
 from ..errors import PpdError
-from .spool import Manifest
+from .spool import HandOver, Manifest
 
 
 class ConflictError(PpdError):
     """Raised when central has another dataset where one of ours belongs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class HandOver:
-    """A hand-over with its manifest."""
-
-    path: Path
-    manifest: Manifest
 
 
 class BatchWriter:

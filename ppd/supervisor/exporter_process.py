@@ -2,7 +2,9 @@
 
 A process of its own, so that a database call that hangs can be ended.  The
 supervisor starts it, as ``python -m ppd.supervisor.exporter_process STATE_DIR``,
-and talks to it by JSON lines on standard input and output.  It may be killed
+and talks to it by JSON lines on standard input and output.  It begins without
+the middleware, whose import takes seconds of a processor that the nursery
+needs just then.  It may be killed
 at any time: what central has and the spool still holds is found again by UUID.
 """
 
@@ -13,6 +15,7 @@ __all__ = ["main"]
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import random
 import select
@@ -21,19 +24,22 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
-from lsst.daf.butler import Butler
 
 from ..config import Settings
 from ..crash_points import here
 from ..errors import PpdError, one_line
 from ..logs import setup_logging
 from ..messages import Discard, ExporterSetup, ExporterState, Hurry, MessageError, ShutDown, decode, encode
-from .export_batch import BatchWriter, HandOver
 from .exporting import Exporting
-from .reading import open_butler
+from .spool import HandOver
+
+if TYPE_CHECKING:
+    from lsst.daf.butler import Butler
+
+    from .export_batch import BatchWriter
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,6 +47,8 @@ _POLL_SECONDS = 0.1
 _STATE_SECONDS = 1.0
 _LOCK_SECONDS = 60.0
 _CHUNK_BYTES = 1 << 20
+# By then the nursery is built.
+_IMPORT_SECONDS = 8.0
 
 
 class _Line:
@@ -84,9 +92,16 @@ class _Central:
 
     def write(self, batch: Sequence[HandOver]) -> None:
         if self._writer is None:
+            from .export_batch import BatchWriter
+            from .reading import open_butler
+
             self._butler = open_butler(self._settings.central_repo, writeable=True, attempts=1, delay=0.0)
             self._writer = BatchWriter(self._butler)
         self._writer.write(batch)
+
+    def import_early(self) -> None:
+        """Import the middleware when there is time: the first export will not wait for it."""
+        from . import export_batch, export_faults, reading  # noqa: F401
 
     def answers(self) -> bool:
         """Whether it takes anything; if not, it is opened anew next time."""
@@ -169,6 +184,7 @@ def _serve(line: _Line, settings: Settings) -> None:
     trouble: str | None = None
     failures = 0
     not_before = said_at = 0.0
+    import_at = time.monotonic() + _IMPORT_SECONDS
     while not line.closed:
         waiting = exporting.look()
         batch = exporting.due(waiting) if time.monotonic() >= not_before else []
@@ -205,6 +221,9 @@ def _serve(line: _Line, settings: Settings) -> None:
                 _LOG.error(
                     "Export failed; the spool keeps the outputs, next try in %.1f s: %s", delay, trouble
                 )
+        elif time.monotonic() > import_at:
+            import_at = math.inf
+            central.import_early()
         # With more to export, what has been said is taken without waiting.
         for message in line.receive(0.0 if batch and trouble is None else _POLL_SECONDS):
             if isinstance(message, Discard):

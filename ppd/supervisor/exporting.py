@@ -15,15 +15,14 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from ..config import Settings
 from ..crash_points import here
 from ..errors import one_line
 from ..messages import DetectorKey, Exported, ExportedEntry, Fault, SetAside
 from .dead_letters import set_aside
-from .export_batch import HandOver
-from .export_faults import fault_of, is_passing
-from .spool import Backlog, Waiting, discard, read_manifest, verify
+from .spool import Backlog, HandOver, Waiting, discard, read_manifest, verify
 
 _LOG = logging.getLogger(__name__)
 
@@ -150,7 +149,7 @@ class Exporting:
                 here("exporter.files-verified")
                 sound.append(HandOver(one.path, manifest))
             except (ValueError, OSError) as e:
-                if is_passing(e):
+                if _faults().is_passing(e):
                     self._defer(one.path, e)
                 elif one.path.exists():
                     self._set_aside(one.path, key, "corrupt", e, outcome)
@@ -185,7 +184,7 @@ class Exporting:
         try:
             self._write(batch)
         except Exception as e:
-            passing = is_passing(e)
+            passing = _faults().is_passing(e)
             if passing and not self._central_answers():
                 outcome.trouble = one_line(e)
             elif len(batch) > 1:
@@ -198,7 +197,7 @@ class Exporting:
                 self._defer(batch[0].path, e)
             else:
                 _LOG.exception("Hand-over %s can't be exported.", batch[0].path.name)
-                self._set_aside(batch[0].path, batch[0].manifest.key, fault_of(e), e, outcome)
+                self._set_aside(batch[0].path, batch[0].manifest.key, _faults().fault_of(e), e, outcome)
         else:
             for one in batch:
                 self._deferred.pop(one.path.name, None)
@@ -237,3 +236,10 @@ class Exporting:
             self._defer(entry, e)
             return
         outcome.set_aside.append(SetAside(entry=entry.name, key=key, fault=fault, reason=reason))
+
+
+def _faults() -> ModuleType:
+    """Import what tells faults apart: it needs the middleware, which an exporter starts without."""
+    from . import export_faults
+
+    return export_faults

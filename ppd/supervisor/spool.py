@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "Backlog",
     "CorruptHandOverError",
+    "HandOver",
     "Manifest",
     "Waiting",
     "clear_building",
@@ -75,6 +76,14 @@ class Waiting:
     """When it was handed over, Unix seconds."""
     bytes: int
     """Of all its files."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HandOver:
+    """A hand-over with its manifest."""
+
+    path: Path
+    manifest: Manifest
 
 
 class Backlog:
