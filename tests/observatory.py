@@ -28,6 +28,7 @@ from ppd.demo.night import NightPlan
 from ppd.demo.player import next_visit
 from ppd.demo.skymap import SKYMAP
 from ppd.deployment import chain_name, date_string, day_obs
+from ppd.initializer import initialize
 
 TESTS = Path(__file__).parent
 PIPELINES = TESTS.parent / "ppd" / "demo" / "pipelines"
@@ -154,7 +155,10 @@ class Ppd:
         )
 
     def initialize(self) -> None:
-        """Run ppd-init."""
+        """Do what ppd-init does; here, where all is imported, unless its environment is another."""
+        if self.environ == _environment():
+            initialize(self.settings)
+            return
         done = self.command("init")
         assert done.returncode == 0, done.stderr
 

@@ -12,6 +12,7 @@ from ppd.config import Settings
 from ppd.demo.camera import focal_plane
 from ppd.deployment import date_string, day_obs
 from ppd.supervisor.admission import admit
+from ppd.supervisor.deployments import Deployment
 from ppd.supervisor.table import VisitEntry
 from ppd.visit import TAI_MINUS_UTC
 
@@ -24,10 +25,11 @@ def _admit(tmp_path: Path, accepted: float | None) -> VisitEntry:
         "state_dir": tmp_path,
     }
     plane = focal_plane()
+    settings = Settings.model_validate(fields)
     return admit(
         message(private_sndStamp=time.time() + TAI_MINUS_UTC),
-        settings=Settings.model_validate(fields),
-        deployment="abc1234",
+        settings=settings,
+        deployment=Deployment("abc1234", settings),
         focal_plane=plane,
         detectors=frozenset(d.id for d in plane.detectors),
         filters={"demo-r": "r"},

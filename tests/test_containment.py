@@ -162,6 +162,7 @@ def test_memory_of_a_family(observatory: Observatory, tmp_path: Path) -> None:
         site.check()
 
 
+@pytest.mark.slow
 def test_supervisor_killed(observatory: Observatory, tmp_path: Path) -> None:
     """What tasks had left is ended by the next start, which finishes their work."""
     with rude_site(observatory, tmp_path) as site:
@@ -179,6 +180,7 @@ def test_supervisor_killed(observatory: Observatory, tmp_path: Path) -> None:
         site.ppd.await_state(group, exported=1)
 
 
+@pytest.mark.slow
 def test_nursery_killed(observatory: Observatory, tmp_path: Path) -> None:
     with rude_site(observatory, tmp_path, retries=1) as site:
         group = site.misbehave("forks_itself_and_waits")

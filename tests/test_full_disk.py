@@ -48,6 +48,8 @@ def _fill(folder: Path) -> Path:
 def test_spool_disk_full(observatory: Observatory, tmp_path: Path, small: Path) -> None:
     with running(observatory, tmp_path, spool_dir=str(small / "spool"), spool_min_free="64 KiB") as ppd:
         assert ppd.submit(groupId="squeezed", detector=1).ok
+        # No child begins on a full disk.
+        ppd.await_state("squeezed", ready=1)
         ballast = _fill(small)
         # What was accepted goes on; its outputs wait in the local repo.
         ppd.drop(observatory.raw(1, **identity("squeezed")), 1, "squeezed")
@@ -75,6 +77,8 @@ def test_ended_while_it_waits_for_room(observatory: Observatory, tmp_path: Path,
     """Its pipeline has succeeded; a child that is told to end then hands over a success all the same."""
     with running(observatory, tmp_path, spool_dir=str(small / "spool"), spool_min_free="64 KiB") as ppd:
         assert ppd.submit(groupId="squeezed", detector=1).ok
+        # No child begins on a full disk.
+        ppd.await_state("squeezed", ready=1)
         ballast = _fill(small)
         ppd.drop(observatory.raw(1, **identity("squeezed")), 1, "squeezed")
         wait_for(lambda: ppd.counts().get("spool_full"), 30.0, "the child to meet the full disk")

@@ -54,6 +54,7 @@ def test_child_hangs(observatory: Observatory, tmp_path: Path) -> None:
         assert ppd.groups() == [("coma", 2)]
 
 
+@pytest.mark.slow
 def test_child_takes_too_long(observatory: Observatory, tmp_path: Path) -> None:
     with _sleepy(observatory, tmp_path, 60.0, worker_timeout=5.0) as ppd:
         _begin(ppd, "slow", 2)
@@ -143,6 +144,7 @@ def test_stop_leaves_work_for_the_next_start(observatory: Observatory, tmp_path:
         assert ppd.groups() == [("unfinished", 2), ("unseen", 3)]
 
 
+@pytest.mark.slow
 def test_stop_lets_running_pipelines_end(observatory: Observatory, tmp_path: Path) -> None:
     with _sleepy(observatory, tmp_path, 2.0) as ppd:
         _begin(ppd, "finishing", 2)

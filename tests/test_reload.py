@@ -124,6 +124,7 @@ def test_other_pipelines_under_load(observatory: Observatory, tmp_path: Path) ->
         } == set()
 
 
+@pytest.mark.slow
 def test_pipeline_edited_in_place_with_sighup(observatory: Observatory, tmp_path: Path) -> None:
     """Its name and the configuration stay: the deployment is another all the same."""
     main = tmp_path / "Mine.yaml"

@@ -97,6 +97,7 @@ def test_hand_overs_are_left(observatory: Observatory, tmp_path: Path) -> None:
         assert ppd.stop() == 0
 
 
+@pytest.mark.slow
 def test_the_spool_has_a_grace_of_its_own(observatory: Observatory, tmp_path: Path) -> None:
     """Longer than that of the children; what central takes late is not left."""
     with running(observatory, tmp_path, stop_grace=0.5, drain_grace=40.0) as ppd:
