@@ -127,6 +127,7 @@ def test_no_group_to_divide(caplog: pytest.LogCaptureFixture) -> None:
     groups.close()
 
 
+@pytest.mark.slow
 @pytest.mark.night
 def test_daemon_in_a_group_of_its_own(observatory: Observatory, tmp_path: Path, group: Path) -> None:
     """Its children have groups of their own, in which all is that they start, and which go with them."""

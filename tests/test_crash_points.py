@@ -14,7 +14,7 @@ from observatory import wait_for
 
 from ppd.crash_points import CRASH_POINTS
 
-pytestmark = pytest.mark.night
+pytestmark = [pytest.mark.night, pytest.mark.slow]
 
 # Nothing can have come of an announcement that nobody wrote down.
 _NOT_ACCEPTED = (

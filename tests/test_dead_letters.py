@@ -301,6 +301,7 @@ def test_commands_with_mistakes(ppd: Ppd) -> None:
     assert (ppd.settings.spool_dir / "ready").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.night
 def test_after_a_start(ppd: Ppd) -> None:
     """A ppd that knows of it by its journal alone; and what it did not hear of it finds."""

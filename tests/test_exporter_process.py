@@ -179,6 +179,7 @@ def test_server_is_away(night: Night) -> None:
     assert night.set_aside == []
 
 
+@pytest.mark.slow
 def test_never_two_at_one_spool(night: Night) -> None:
     """A second one waits until the first is gone."""
     night.make(range(1))

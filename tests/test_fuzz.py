@@ -419,6 +419,7 @@ def test_headers(ppd: Ppd, mutated: list[tuple[str, bytes]], tmp_path: Path) -> 
     assert len(found) // 10 < taken < len(found) - len(found) // 10
 
 
+@pytest.mark.slow
 def test_headers_in_children(ppd: Ppd, mutated: list[tuple[str, bytes]]) -> None:
     """A sample of them goes to a real child, which goes on to process what it could take."""
     group = "lies"

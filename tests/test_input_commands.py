@@ -147,6 +147,7 @@ def test_killed_within_a_transfer(observatory: Observatory, tmp_path: Path) -> N
     assert not list(memory.iterdir())
 
 
+@pytest.mark.slow
 def test_file_comes_back(observatory: Observatory, tmp_path: Path) -> None:
     """Its detector is told of the missing file at once; the others work."""
     with running(observatory, tmp_path, warm_ahead=False) as ppd:

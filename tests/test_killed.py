@@ -45,6 +45,7 @@ def test_child_killed_in_a_task(observatory: Observatory, tmp_path: Path) -> Non
         assert ppd.counts()["succeeded"] == 2
 
 
+@pytest.mark.slow
 def test_child_hangs(observatory: Observatory, tmp_path: Path) -> None:
     """A stopped process says nothing, not even by its second thread."""
     with _sleepy(observatory, tmp_path, 60.0, heartbeat_interval=0.5, heartbeat_timeout=3.0) as ppd:
@@ -131,6 +132,7 @@ def test_supervisor_killed(observatory: Observatory, tmp_path: Path) -> None:
         assert ppd.groups() == [("patient", 5), ("phoenix", 2)]
 
 
+@pytest.mark.slow
 def test_stop_leaves_work_for_the_next_start(observatory: Observatory, tmp_path: Path) -> None:
     with _sleepy(observatory, tmp_path, 60.0, stop_grace=1.0) as ppd:
         _begin(ppd, "unfinished", 2)

@@ -176,6 +176,7 @@ def site(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> 
         heartbeat_interval=0.5,
         heartbeat_timeout=4.0,
         message_expiration=_EXPIRATION,
+        apdb_patience=1.0,
     ) as ppd:
         yield Site(ppd, deeds, itertools.cycle(range(9)))
 

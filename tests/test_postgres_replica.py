@@ -138,6 +138,7 @@ def test_init_outputs_are_read_from_primary(servers: PostgresObservatory, late: 
     await_export(late, "caught-up", 1)
 
 
+@pytest.mark.slow
 def test_dataset_types_are_read_from_primary(
     servers: PostgresObservatory, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
