@@ -118,6 +118,7 @@ def test_modes_of_outputs(observatory: Observatory, tmp_path: Path) -> None:
         site.check()
 
 
+@pytest.mark.slow
 def test_what_is_tried_again(observatory: Observatory, tmp_path: Path) -> None:
     """A task that exits may do better another time; one that says it would not is believed."""
     with rude_site(observatory, tmp_path, retries=1) as site:
@@ -150,6 +151,7 @@ def test_task_that_does_not_end(observatory: Observatory, tmp_path: Path) -> Non
         site.check()
 
 
+@pytest.mark.slow
 def test_memory_of_a_family(observatory: Observatory, tmp_path: Path) -> None:
     """Each process is within the limit, all together are not."""
     with rude_site(observatory, tmp_path, child_memory="100 MiB", retries=3) as site:

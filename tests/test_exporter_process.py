@@ -122,9 +122,9 @@ def test_nothing_goes_before_it_is_let_go(night: Night) -> None:
 
 def test_killed_over_and_over(night: Night) -> None:
     """At any moment of its work."""
-    night.make(range(6), detectors=9)
+    night.make(range(4), detectors=9)
     killed = 0
-    for delay in (0.0, 0.02, 0.05, 0.1, 0.2):
+    for delay in (0.02, 0.1, 0.2):
         pid = night.keeper.pid
         wait_for(lambda: night.turn() or night.keeper.state.exporting, 40.0, "an export to begin")
         until = time.monotonic() + delay
@@ -134,9 +134,9 @@ def test_killed_over_and_over(night: Night) -> None:
             os.kill(pid, signal.SIGKILL)
             killed += 1
             wait_for(lambda pid=pid: night.turn() or night.keeper.pid != pid, 40.0, "another exporter")
-    assert killed >= 3
+    assert killed >= 2
     night.drain()
-    night.check(54)
+    night.check(36)
     assert night.set_aside == []
 
 

@@ -115,6 +115,7 @@ def _growing(place: Path) -> list[Path]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_within_a_transfer(observatory: Observatory, tmp_path: Path) -> None:
     """The next start throws the cache away, half file and all, and finishes what was accepted."""
     memory = tmp_path / "memory"  # a disk: it has room, and is not too fast

@@ -560,6 +560,7 @@ def test_power_cut_after_the_store(site: Site) -> None:
     assert site.row("dark")[1] == 2
 
 
+@pytest.mark.slow
 def test_power_cut_before_the_store(site: Site) -> None:
     """Nothing has changed but time: it is done again, with what raws there are."""
     detector = site.begin("dusk", deeds={"before": "sleep once"})
@@ -571,6 +572,7 @@ def test_power_cut_before_the_store(site: Site) -> None:
     assert site.retried("dusk") == 0
 
 
+@pytest.mark.slow
 def test_stored_by_a_ppd_that_nobody_remembers(site: Site) -> None:
     """The journal is gone, the APDB is not: it is refused, and central keeps what it has."""
     detector = site.begin("again")

@@ -189,6 +189,7 @@ def connected(process: psutil.Process, server: PostgresServer) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_replica_goes_away_and_comes_back(servers: PostgresObservatory, ppd: Ppd) -> None:
     """Visits go on by the primary; operators are told; it is read again after a rest."""
     database, begin = ppd.folder.name, ppd.log.stat().st_size

@@ -153,6 +153,7 @@ def test_pipeline_edited_in_place_with_sighup(observatory: Observatory, tmp_path
         assert runs["after"].endswith(f"Mine/{new}")
 
 
+@pytest.mark.slow
 def test_what_is_refused(observatory: Observatory, tmp_path: Path) -> None:
     with running(observatory, tmp_path) as ppd:
         good = ppd.config.read_text()

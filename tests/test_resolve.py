@@ -171,6 +171,7 @@ def _by_butler(
     return {ref.id for ref in refs}
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(TRACTS),

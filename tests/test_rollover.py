@@ -112,6 +112,7 @@ def test_rollover_under_load(observatory: Observatory, tmp_path: Path) -> None:
         assert ppd.counts().get("inputs_retried", 0) == ppd.counts().get("internal_errors", 0) == 0
 
 
+@pytest.mark.slow
 def test_nobody_prepares_the_next_day(observatory: Observatory, tmp_path: Path) -> None:
     """It is said in good time; when the day has begun its visits wait, and no longer than they have to."""
     with _before_noon(observatory, tmp_path, repo_retry_delay=300.0) as (ppd, clock):
@@ -135,6 +136,7 @@ def test_nobody_prepares_the_next_day(observatory: Observatory, tmp_path: Path) 
         assert f"output-{date_string(new)}/" in _runs(ppd, "post_isr_image")["early-bird"]
 
 
+@pytest.mark.slow
 def test_pipeline_was_changed_meanwhile(observatory: Observatory, tmp_path: Path) -> None:
     """What ppd-init would prepare is not what runs: it says so, and tries again."""
     main = tmp_path / "Mine.yaml"

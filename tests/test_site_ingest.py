@@ -195,6 +195,7 @@ def _make(observatory: Observatory, folder: Path, monkeypatch: pytest.MonkeyPatc
     return Ppd(observatory, folder, instrument_description="site_description:describe", **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.night
 def test_a_visit_by_the_sites_tasks(
     observatory: Observatory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

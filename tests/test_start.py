@@ -89,6 +89,7 @@ def test_two_on_one_state_directory(observatory: Observatory, tmp_path: Path) ->
         assert ppd.status()["health"] == "ok"
 
 
+@pytest.mark.slow
 def test_no_shared_memory_falls_back(observatory: Observatory, tmp_path: Path) -> None:
     changes = {"shm_dir": str(tmp_path / "absent"), "shm_fallback": str(tmp_path / "fallback")}
     with running(observatory, tmp_path, **changes) as ppd:

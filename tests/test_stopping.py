@@ -85,6 +85,7 @@ def test_stop_now(observatory: Observatory, tmp_path: Path) -> None:
         ppd.settings.local_repos.mkdir()
 
 
+@pytest.mark.slow
 def test_hand_overs_are_left(observatory: Observatory, tmp_path: Path) -> None:
     with running(observatory, tmp_path, drain_grace=1.0) as ppd:
         with _locked(ppd):
