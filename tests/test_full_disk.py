@@ -105,6 +105,7 @@ def test_spool_limit(observatory: Observatory, tmp_path: Path) -> None:
         assert "5 bytes, more than 1" in reply.error
 
 
+@pytest.mark.slow
 def test_journal_disk_full(observatory: Observatory, tmp_path: Path, small: Path) -> None:
     """No visit is accepted that could be lost; what was accepted before is finished."""
     changes = {

@@ -51,6 +51,7 @@ def _end(ppd: Ppd) -> tuple[int, float]:
     return ppd.process.wait(60.0), time.monotonic() - begin
 
 
+@pytest.mark.slow
 def test_told_twice(observatory: Observatory, tmp_path: Path) -> None:
     main = write_sleepy(tmp_path / "sleepy", 60.0)
     with running(observatory, tmp_path, main=(main,), stop_grace=50.0) as ppd:
