@@ -57,6 +57,16 @@ class Machine(RuleBasedStateMachine):
     working = Bundle("working")
     ended = Bundle("ended")
 
+    @classmethod
+    def prepare(cls, root: Path) -> None:
+        """Make the empty central repo that each machine begins with."""
+        cls.empty = make_central(root)
+        with Butler.from_config(str(cls.empty), writeable=True) as butler:
+            for name in TYPES:
+                dimensions = butler.dimensions.conform(("instrument", "visit", "detector"))
+                butler.registry.registerDatasetType(DatasetType(name, dimensions, "StructuredDataDict"))
+        cls.message = announce("x", instrument="DemoCam").model_dump(mode="json")
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="ppd-machine-"))
@@ -317,12 +327,7 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.timeout(600)
 def test_machine(tmp_path: Path) -> None:
-    Machine.empty = make_central(tmp_path / "empty")
-    with Butler.from_config(str(Machine.empty), writeable=True) as butler:
-        for name in TYPES:
-            dimensions = butler.dimensions.conform(("instrument", "visit", "detector"))
-            butler.registry.registerDatasetType(DatasetType(name, dimensions, "StructuredDataDict"))
-    Machine.message = announce("x", instrument="DemoCam").model_dump(mode="json")
+    Machine.prepare(tmp_path / "empty")
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Machine,
         settings=settings(

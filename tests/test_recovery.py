@@ -8,23 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lsst.daf.butler import Butler, DatasetType
-from site_support import announce
 from test_durability_machine import Machine
 
-from bench.hand_overs import TYPES, make_central
 from ppd.supervisor.endings import local_repo
 from ppd.supervisor.table import State
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
-    Machine.empty = make_central(tmp_path / "empty")
-    Machine.message = announce("x", instrument="DemoCam").model_dump(mode="json")
-    with Butler.from_config(str(Machine.empty), writeable=True) as butler:
-        for name in TYPES:
-            dimensions = butler.dimensions.conform(("instrument", "visit", "detector"))
-            butler.registry.registerDatasetType(DatasetType(name, dimensions, "StructuredDataDict"))
+    Machine.prepare(tmp_path / "empty")
     machine = Machine()
     yield machine
     machine.journal.close()

@@ -138,7 +138,7 @@ class Supervisor:
         description = find_description(settings.instrument, settings.instrument_description)
         self.focal_plane = description.focal_plane
         # Before the nursery: it is in our control group then, wherever that is.
-        self.containment = Containment(settings, self.counters, self._own_pids)
+        self.containment = Containment(settings, self.counters, self._nursery_pids)
         self._undo.callback(lambda: self.containment.close(self.patience(5.0)))
         # The nursery's imports take seconds; they go on while we set up.
         self.nursery = Nurseries(self.deployment.settings)
@@ -175,9 +175,8 @@ class Supervisor:
         )
         self.exports = Exports(self.exporter, self.lifecycle, self.journal, settings.spool_dir)
 
-    def _own_pids(self) -> set[int]:
-        own = self.nursery.pids if hasattr(self, "nursery") else set()
-        return own | ({self.exporter.pid} if hasattr(self, "exporter") else set())
+    def _nursery_pids(self) -> set[int]:
+        return self.nursery.pids if hasattr(self, "nursery") else set()
 
     def _check_initialized(self, day: int) -> None:
         """See that init-outputs are there, or make them where that is configured."""

@@ -31,6 +31,7 @@ from typing import Literal
 import pydantic
 
 from ..crash_points import here
+from ..durably import sync
 from ..errors import PpdError
 from ..messages import DetectorKey
 from .spool import read_manifest
@@ -122,8 +123,8 @@ def set_aside(entry: Path, reason: str, kind: Kind) -> Path:
     here("exporter.dead-letter-not-moved")
     entry.rename(target)
     here("exporter.dead-letter-moved")
-    _sync(folder)
-    _sync(entry.parent)
+    sync(folder)
+    sync(entry.parent)
     return target
 
 
@@ -212,8 +213,8 @@ def retry(spool: Path, name: str) -> DetectorKey:
     for path in (target / _REASON, target / _OLD_REASON):
         with contextlib.suppress(OSError):
             path.unlink()
-    _sync(target.parent)
-    _sync(entry.parent)
+    sync(target.parent)
+    sync(entry.parent)
     return key
 
 
@@ -311,12 +312,4 @@ def _write_durably(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.rename(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)

@@ -145,10 +145,10 @@ def main() -> int:
     # A server that does not answer at all must not be waited for for ever.
     os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
     with contextlib.suppress(BrokenPipeError), _alone(Path(settings.spool_dir)) as alone:
-        here("exporter.spool-locked")
         if not alone:
             _LOG.error("Another exporter does not let go of the spool %s.", settings.spool_dir)
             return 1
+        here("exporter.spool-locked")
         _serve(line, settings)
     return 0
 
@@ -188,18 +188,9 @@ def _serve(line: _Line, settings: Settings) -> None:
     while not line.closed:
         waiting = exporting.look()
         batch = exporting.due(waiting) if time.monotonic() >= not_before else []
-        state = ExporterState(
-            entries=len(waiting),
-            bytes=exporting.bytes,
-            letters=len(letters := exporting.letters()),
-            letter_bytes=sum(w.bytes for w in letters),
-            exporting=len(batch),
-            deferred=exporting.deferred,
-            trouble=trouble,
-        )
         if batch or time.monotonic() > said_at + _STATE_SECONDS:
             said_at = time.monotonic()
-            line.send(state)
+            line.send(_state(exporting, len(waiting), len(batch), trouble))
         if batch:
             begin = time.monotonic()
             try:
@@ -239,6 +230,19 @@ def _serve(line: _Line, settings: Settings) -> None:
                 central.close()
                 return
     _LOG.warning("The supervisor is gone; the exporter ends, and the spool keeps what it has.")
+
+
+def _state(exporting: Exporting, entries: int, batch: int, trouble: str | None) -> ExporterState:
+    letters = exporting.letters()
+    return ExporterState(
+        entries=entries,
+        bytes=exporting.bytes,
+        letters=len(letters),
+        letter_bytes=sum(w.bytes for w in letters),
+        exporting=batch,
+        deferred=exporting.deferred,
+        trouble=trouble,
+    )
 
 
 def _discard(exporting: Exporting, entries: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from lsst.daf.butler.datastore import DatasetRefURIs
 
 from ..checksums import CHECKSUM, checksum_of, checksum_of_file
 from ..crash_points import here
+from ..durably import sync
 from ..messages import DetectorKey
 
 _LOG = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def hand_over(
         (building / "manifest.json").write_text(text, encoding="utf-8")
         here("child.manifest-written")
         _sync_files([building / name for name in (*checksums, "manifest.sum", "manifest.json")])
-        _sync(building)
+        sync(building)
         ready = spool / "ready"
         ready.mkdir(exist_ok=True)
         here("child.hand-over-built")
@@ -180,7 +181,7 @@ def hand_over(
         raise
     # From here on it is handed over, whatever happens.
     try:
-        _sync(ready)
+        sync(ready)
     except OSError as e:
         _LOG.error("Hand-over %s may not outlive a power failure: %s", entry, e)
     for source in sources:
@@ -255,16 +256,7 @@ def _sync_files(files: Sequence[Path]) -> None:
     """Sync files together: a file system commits once for all that wait at the same time."""
     try:
         with ThreadPoolExecutor(_SYNC_THREADS) as pool:
-            list(pool.map(_sync, files))
+            list(pool.map(sync, files))
     except RuntimeError:  # no more threads, no more memory
         for file in files:
-            _sync(file)
-
-
-def _sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync(file)
