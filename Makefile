@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
+# Compiled once, not by each of the many processes that tests start.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow crash-points fuzz bench soak soak-night lint clean venv
 
@@ -13,7 +15,7 @@ demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
 
 test: venv
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # All places where a process can be made to die; `make test` comes to some of the supervisor's.
 crash-points: venv

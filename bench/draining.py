@@ -65,6 +65,7 @@ def export_settings(folder: Path, central: Path, **changes: Any) -> Settings:
             "main_pipelines": [{"pipelines": ["none.yaml"]}],
             "state_dir": str(folder),
             "spool_dir": str(folder / "spool"),
+            "socket_dir": "/nowhere",  # an exporter has no sockets, and a folder may be too deep for one
             "log_level": "WARNING",
             **changes,
         }

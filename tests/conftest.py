@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pickle
-
 import pytest
 from observatory import Observatory
+from sharing import make_once
 
 from ppd.demo.night import simulate_night
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no process is left alone with it at the end."""
+    items.sort(
+        key=lambda item: (item.path.name != "test_whole_night.py", not item.get_closest_marker("night"))
+    )
 
 
 @pytest.fixture(scope="session")
 def observatory(tmp_path_factory: pytest.TempPathFactory) -> Observatory:
     """A central repo and a visit's raws, simulated once for all processes that run tests."""
     base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-    root, done = base / "observatory", base / "observatory.pickle"
-    with (base / "observatory.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists():
-            root.mkdir()
-            done.write_bytes(pickle.dumps(simulate_night(root, visits=1, seed=5)))
-    return Observatory(root, pickle.loads(done.read_bytes()))
+    return make_once(
+        base, "observatory", lambda root: Observatory(root, simulate_night(root, visits=1, seed=5))
+    )

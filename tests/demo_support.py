@@ -14,6 +14,7 @@ from lsst.daf.butler import Butler, DatasetType, Timespan
 from lsst.pipe.base import Pipeline
 from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from lsst.pipe.base.utils import RegionTimeInfo
+from sharing import make_once
 
 from ppd.demo.camera import INSTRUMENT
 from ppd.demo.central import build_apdb, build_central, known_movers
@@ -95,7 +96,11 @@ def shared_field(base: Path) -> Field:
 
     ``base`` is pytest's ``tmp_path_factory.getbasetemp()``.
     """
-    field = make_field(base / "field")
+    return make_once(base, "field", _process_field)
+
+
+def _process_field(root: Path) -> Field:
+    field = make_field(root)
     for observed in field.observed:
         process(field, observed)
     return field

@@ -37,7 +37,13 @@ _BAD = {
 }
 
 
-@pytest.mark.parametrize("group", _BAD)
+# The others are read and judged alike.
+_QUICK = ("truncated", "other-group", "other-exposure")
+
+
+@pytest.mark.parametrize(
+    "group", [g if g in _QUICK else pytest.param(g, marks=pytest.mark.slow) for g in _BAD]
+)
 def test_bad_then_good(ppd: Ppd, group: str) -> None:
     """A bad raw is refused and named; a good one that follows in time is processed."""
     make, said = _BAD[group]
@@ -75,6 +81,7 @@ def test_no_raw_at_all(ppd: Ppd) -> None:
     assert "none was seen" in error_of(ppd.status(), "failed")
 
 
+@pytest.mark.slow
 def test_delivered_twice(ppd: Ppd) -> None:
     """The same file again, and the same exposure under another name, are processed once."""
     group = "again"
@@ -132,6 +139,7 @@ def test_slow_writing_in_place(ppd: Ppd) -> None:
     assert ppd.counts().get("raws_refused", 0) == before
 
 
+@pytest.mark.slow
 def test_wrong_rotation(ppd: Ppd) -> None:
     """An exposure more than a degree off the announcement is dropped; the visit goes on without."""
     group = "askew"
@@ -180,6 +188,7 @@ def test_an_odd_card_does_not_harm_the_neighbours(ppd: Ppd) -> None:
     assert [d for g, d in ppd.groups() if g == group] == [5, 6]
 
 
+@pytest.mark.slow
 def test_another_filter(ppd: Ppd) -> None:
     """Without its inputs it fails with both names, and is not tried again; with them it is processed."""
     assert ppd.submit(groupId="red-or-green", detector=2).ok

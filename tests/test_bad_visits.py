@@ -124,6 +124,7 @@ def test_garbage_on_the_sockets(ppd: Ppd) -> None:
         context.destroy(linger=0)
 
 
+@pytest.mark.slow
 def test_ppdctl_submit_tells_what_is_wrong(ppd: Ppd, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"
     good.write_text(json.dumps(ppd.observatory.message(groupId="from-a-file", detector=2)))

@@ -26,6 +26,7 @@ def test_hand_overs(tmp_path: Path) -> None:
     assert figures["copied_ms"]["memory_to_disk"]["MB_per_s"] > 0.0
 
 
+@pytest.mark.slow
 def test_a_backlog_drains(tmp_path: Path) -> None:
     central = make_central(tmp_path / "central")
     settings = export_settings(tmp_path / "node", central, export_batch=2)

@@ -15,6 +15,11 @@ from rude_site import BAD, GOOD, RudeSite, lives, logs, rude_site
 pytestmark = pytest.mark.night
 
 
+def slow(*values: object) -> object:
+    """One of many alike."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def site(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RudeSite]:
     """One for all deeds that need no other settings: each shows that the one before was contained."""
@@ -26,16 +31,16 @@ def site(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> 
     ("deed", "reason"),
     [
         ("exits", "a task called sys.exit(3)"),
-        ("exits_with_a_message", "a task called sys.exit('I have had enough')"),
-        ("exits_at_once", "its child ended by exit code 0 while main, without a last word"),
-        ("interrupts", "KeyboardInterrupt"),
-        ("stops_a_generator", "GeneratorExit"),
-        ("says_never_again", "RepeatableQuantumError: it would be the same again"),
-        ("runs_out", "MemoryError"),
+        slow("exits_with_a_message", "a task called sys.exit('I have had enough')"),
+        slow("exits_at_once", "its child ended by exit code 0 while main, without a last word"),
+        slow("interrupts", "KeyboardInterrupt"),
+        slow("stops_a_generator", "GeneratorExit"),
+        slow("says_never_again", "RepeatableQuantumError: it would be the same again"),
+        slow("runs_out", "MemoryError"),
         ("allocates", "MemoryError"),
         ("crashes", "its child ended by SIGSEGV while main"),
-        ("kills_its_group", "its child ended by SIGKILL while main"),
-        ("closes_everything", "its child ended by SIG"),
+        slow("kills_its_group", "its child ended by SIGKILL while main"),
+        slow("closes_everything", "its child ended by SIG"),
         ("leaves_segments_and_dies", "its child ended by SIGKILL while main"),
     ],
 )
@@ -49,7 +54,15 @@ def test_it_fails(site: RudeSite, deed: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "deed", ["prints", "changes", "closes", "leaks_threads", "leaves_files", "leaves_segments"]
+    "deed",
+    [
+        "prints",
+        slow("changes"),
+        slow("closes"),
+        slow("leaks_threads"),
+        "leaves_files",
+        slow("leaves_segments"),
+    ],
 )
 def test_it_succeeds(site: RudeSite, deed: str) -> None:
     group = site.misbehave(deed)
@@ -65,7 +78,7 @@ def test_it_succeeds(site: RudeSite, deed: str) -> None:
     site.check()
 
 
-@pytest.mark.parametrize(("deed", "strays"), [("forks", 3), ("forks_itself", 1)])
+@pytest.mark.parametrize(("deed", "strays"), [("forks", 3), slow("forks_itself", 1)])
 def test_its_processes_are_ended(site: RudeSite, deed: str, strays: int) -> None:
     before = site.ppd.counts().get("strays_killed", 0)
     group = site.misbehave(deed)
@@ -76,6 +89,7 @@ def test_its_processes_are_ended(site: RudeSite, deed: str, strays: int) -> None
     site.check()
 
 
+@pytest.mark.slow
 def test_copy_of_the_child_returns(site: RudeSite) -> None:
     """Both go on after the fork; only the child's outputs count."""
     group = site.misbehave("returns_twice")
@@ -103,6 +117,7 @@ def test_everything_is_put_back(site: RudeSite) -> None:
     site.check()
 
 
+@pytest.mark.slow
 def test_modes_of_outputs(observatory: Observatory, tmp_path: Path) -> None:
     """A umask that would lock everybody out locks nobody out of the outputs."""
     # The export comes late: what was handed over can be looked at.
@@ -131,6 +146,7 @@ def test_what_is_tried_again(observatory: Observatory, tmp_path: Path) -> None:
         site.check()
 
 
+@pytest.mark.slow
 def test_preprocessing_that_exits(site: RudeSite) -> None:
     """The main pipeline goes on without it."""
     before = site.ppd.counts().get("preprocess_failed", 0)
@@ -140,6 +156,7 @@ def test_preprocessing_that_exits(site: RudeSite) -> None:
     site.check()
 
 
+@pytest.mark.slow
 def test_task_that_does_not_end(observatory: Observatory, tmp_path: Path) -> None:
     """It ignores SIGTERM: SIGKILL follows, for what it has started too."""
     with rude_site(observatory, tmp_path, worker_timeout=8.0, kill_grace=1.0) as site:
@@ -194,6 +211,7 @@ def test_nursery_killed(observatory: Observatory, tmp_path: Path) -> None:
         site.ppd.await_state(group, exported=1)
 
 
+@pytest.mark.slow
 def test_a_good_pipeline_leaves_nothing_to_end(observatory: Observatory, tmp_path: Path) -> None:
     with running(observatory, tmp_path, main=(ISR,)) as ppd:
         ppd.good_visit("good", GOOD)

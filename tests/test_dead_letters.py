@@ -262,6 +262,7 @@ def _in_trouble(ppd: Ppd) -> dict[str, Any]:
     return status if any("1 dead letters" in fault for fault in status["faults"]) else {}
 
 
+@pytest.mark.slow
 @pytest.mark.night
 def test_dropped(ppd: Ppd) -> None:
     name, _ = _damaged(ppd, "dropped", 5)

@@ -174,7 +174,9 @@ class Machine(RuleBasedStateMachine):
     def hand_over(self, what: tuple[str, int], success: bool) -> Any:
         """A child hands over; whether it lives long enough to say so, others decide."""
         d = self._find(what)
-        if d is not None and d.state is State.RUNNING and d.done is None:
+        # Of an attempt there is one child, though two may speak of it here.
+        handed_over = d is not None and d.key.file_name in self.outputs
+        if d is not None and d.state is State.RUNNING and d.done is None and not handed_over:
             entry = make_hand_over(
                 self.spool,
                 int(what[0][-5:]),

@@ -108,6 +108,7 @@ def night(tmp_path: Path, server: PostgresServer) -> Iterator[Night]:
     night.close()
 
 
+@pytest.mark.slow
 def test_nothing_goes_before_it_is_let_go(night: Night) -> None:
     night.make(range(2))
     wait_for(lambda: night.turn(let_go=False) or len(night.reports) == 8, 40.0, "all to be exported")

@@ -45,6 +45,7 @@ def _fill(folder: Path) -> Path:
             return ballast
 
 
+@pytest.mark.slow
 def test_spool_disk_full(observatory: Observatory, tmp_path: Path, small: Path) -> None:
     with running(observatory, tmp_path, spool_dir=str(small / "spool"), spool_min_free="64 KiB") as ppd:
         assert ppd.submit(groupId="squeezed", detector=1).ok
@@ -73,6 +74,7 @@ def test_spool_disk_full(observatory: Observatory, tmp_path: Path, small: Path) 
         assert ppd.status()["health"] == "ok"
 
 
+@pytest.mark.slow
 def test_ended_while_it_waits_for_room(observatory: Observatory, tmp_path: Path, small: Path) -> None:
     """Its pipeline has succeeded; a child that is told to end then hands over a success all the same."""
     with running(observatory, tmp_path, spool_dir=str(small / "spool"), spool_min_free="64 KiB") as ppd:

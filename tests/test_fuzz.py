@@ -273,6 +273,7 @@ def test_children(ppd: Ppd) -> None:
     assert [d for g, d in ppd.groups() if g == group] == [1, 2]
 
 
+@pytest.mark.slow
 def test_changeling(ppd: Ppd) -> None:
     """One who has a child's line before the child has: it spoils that child's work, and no other's."""
     forged, other = "changeling", "honest"

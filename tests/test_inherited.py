@@ -54,6 +54,7 @@ def test_what_is_inherited_is_never_changed(observatory: Observatory, tmp_path: 
         assert seen[0]["camera"] and seen[0]["bias"] > 0
 
 
+@pytest.mark.slow
 def test_without(observatory: Observatory, tmp_path: Path) -> None:
     """Nothing inherited, nothing fetched ahead: the same outputs."""
     with running(observatory, tmp_path, inherit_bytes=0, warm_ahead=False) as ppd:
@@ -64,18 +65,21 @@ def test_without(observatory: Observatory, tmp_path: Path) -> None:
         assert ppd.groups() == [("bare", 4)]
 
 
+@pytest.mark.slow
 def test_readers_that_start_threads_stay_out(observatory: Observatory, tmp_path: Path) -> None:
     """Arrow's reader does: its datasets are read by each child, and the nursery stays single-threaded."""
     with running(observatory, tmp_path) as ppd:
         wait_for(lambda: _inherited(ppd)["datasets"], 120.0, "the nursery to have read inputs")
         assert "defects: its reader starts threads" in ppd.log.read_text()
         assert ppd.process is not None
-        nurseries = [p for p in psutil.Process(ppd.process.pid).children() if p.num_threads()]
+        children = psutil.Process(ppd.process.pid).children()
+        nurseries = [p for p in children if "ppd.workers.nursery" in p.cmdline()]
         assert [p.num_threads() for p in nurseries] == [1]
         ppd.good_visit("threads", 4)
         ppd.await_state("threads", exported=1)
 
 
+@pytest.mark.slow
 def test_a_fresh_nursery_takes_over(observatory: Observatory, tmp_path: Path) -> None:
     """It inherits too; the old one's child works to its end, and no visit waits."""
     main = write_sleepy(tmp_path / "sleepy", 15.0)

@@ -12,6 +12,7 @@ import pytest
 from ppd.config import Settings
 from ppd.messages import CacheView
 from ppd.supervisor.counters import Counters
+from ppd.supervisor.deployments import Deployment
 from ppd.supervisor.endings import Endings
 from ppd.supervisor.input_seeker import InputSeeker
 from ppd.supervisor.journal import Journal
@@ -39,6 +40,7 @@ class _Night:
     def __init__(self, settings: Settings, journal: Journal):
         self.central: Any = _Central()
         self.table = VisitTable()
+        self.deployment = Deployment("tested", settings)
         ledger = Ledger(journal, Counters())
         endings = Endings(settings, ledger, lambda d: None)
         self.seeker = InputSeeker(settings, self.central, self.table, ledger, endings)
@@ -51,7 +53,9 @@ class _Night:
             d: DetectorVisit("Cam", "g", d, (), ("main",), accepted=now, expires=now + 60.0)
             for d in detectors
         }
-        entry = self.table.add(VisitEntry(visit, now, 20260101, "deployment", {}, planned, fanned_out=True))
+        entry = self.table.add(
+            VisitEntry(visit, now, 20260101, self.deployment, {}, planned, fanned_out=True)
+        )
         entry.taken_on = entry.resolve_at = time.monotonic()
         self.seeker.turn(entry, time.monotonic())
         return entry

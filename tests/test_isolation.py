@@ -15,7 +15,7 @@ from ppd.cache.place import place_name
 pytestmark = pytest.mark.night
 
 
-def test_no_child_holds_a_connection_to_central(
+def test_no_child_reaches_central_and_nobody_else_us(
     observatory: Observatory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The environment as prompt_processing has it; the supervisor knows, the children don't.
@@ -29,6 +29,9 @@ def test_no_child_holds_a_connection_to_central(
         monkeypatch.setenv(name, value)
     main = write_sleepy(tmp_path / "sleepy", 60.0)
     with running(observatory, tmp_path, main=(main,)) as ppd:
+        assert stat.S_IMODE(ppd.settings.socket_dir.stat().st_mode) == 0o700
+        cache = ppd.settings.shm_dir / place_name("DemoCam", ppd.settings.state_dir)
+        assert stat.S_IMODE(cache.stat().st_mode) == 0o700
         ppd.good_visit("watched", 2)
         assert ppd.submit(groupId="waiting", detector=3).ok
         (busy,) = wait_for(lambda: sleepers(tmp_path / "sleepy"), 30.0, "a child to sleep")
@@ -56,13 +59,6 @@ def test_no_child_holds_a_connection_to_central(
         ppd.await_state("watched", exported=1)
         ppd.drop(observatory.raw(3, **identity("waiting")), 3, "waiting")
         ppd.await_state("waiting", exported=1)
-
-
-def test_sockets_are_the_owners_alone(observatory: Observatory, tmp_path: Path) -> None:
-    with running(observatory, tmp_path) as ppd:
-        assert stat.S_IMODE(ppd.settings.socket_dir.stat().st_mode) == 0o700
-        cache = ppd.settings.shm_dir / place_name("DemoCam", ppd.settings.state_dir)
-        assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
 
 def _open_files(pid: int) -> list[str]:

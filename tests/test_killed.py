@@ -31,6 +31,7 @@ def _begin(ppd: Ppd, group: str, detector: int) -> int:
     return wait_for(lambda: sleepers(ppd.folder / "sleepy"), 30.0, "a child to sleep")[0]
 
 
+@pytest.mark.slow
 def test_child_killed_in_a_task(observatory: Observatory, tmp_path: Path) -> None:
     with _sleepy(observatory, tmp_path, 60.0) as ppd:
         child = _begin(ppd, "murder", 2)
@@ -64,6 +65,7 @@ def test_child_takes_too_long(observatory: Observatory, tmp_path: Path) -> None:
         assert ppd.groups() == []
 
 
+@pytest.mark.slow
 def test_nursery_killed(observatory: Observatory, tmp_path: Path) -> None:
     """A new one comes, the old one's children are reaped, and their work is done again."""
     with _sleepy(observatory, tmp_path, 60.0) as ppd:

@@ -195,6 +195,7 @@ def test_killed_before_the_store(site: Site) -> None:
     assert site.row("before") == ("exported", 2, None)
 
 
+@pytest.mark.slow
 def test_killed_before_the_store_each_time(site: Site) -> None:
     detector = site.begin("hopeless", deeds={"before": "die"})
     site.ppd.await_state("hopeless", failed=1)
@@ -218,6 +219,7 @@ def test_killed_after_the_store(site: Site) -> None:
     assert site.row("after")[2] == error.partition(": ")[2]
 
 
+@pytest.mark.slow
 def test_killed_after_the_store_on_the_last_attempt(site: Site) -> None:
     detector = site.begin("last", deeds={"before": "die once", "after": "die"})
     site.ppd.await_state("last", failed=1)
@@ -245,6 +247,7 @@ def test_apdb_is_away_when_a_killed_attempt_is_looked_into(site: Site) -> None:
     assert site.stored("away", detector) == 0
 
 
+@pytest.mark.slow
 def test_killed_while_looking_back(site: Site) -> None:
     """The next child looks again."""
     detector = site.begin("looking", deeds={"after": "sleep"})
@@ -264,6 +267,7 @@ def test_killed_while_looking_back(site: Site) -> None:
     assert site.outputs("looking") == ["fatal_first"]
 
 
+@pytest.mark.slow
 def test_expired_before_it_was_killed(site: Site) -> None:
     """It may not run again, but what it has changed is known, and what it made is kept."""
     stamp = time.time() + TAI_MINUS_UTC - _EXPIRATION + 6.0
@@ -298,6 +302,7 @@ def test_killed_before_its_main_pipeline(site: Site, phase: str) -> None:
     assert site.stored(group, detector) == SOURCES
 
 
+@pytest.mark.slow
 def test_killed_while_queued(site: Site) -> None:
     holders = [site.begin(f"holder-{n}", deeds={"before": "sleep once"}) for n in range(2)]
     children = [site.reached("before", detector) for detector in holders]
@@ -327,6 +332,7 @@ def test_preprocessing_is_cut_short(site: Site) -> None:
     assert site.stored("sleepy", detector) == SOURCES
 
 
+@pytest.mark.slow
 def test_preprocessing_that_can_not_be_cut_short(site: Site) -> None:
     site.begin("deaf", deeds={"early": "sleep_through_signals"})
     site.ppd.await_state("deaf", failed=1)
@@ -334,6 +340,7 @@ def test_preprocessing_that_can_not_be_cut_short(site: Site) -> None:
     assert site.retried("deaf") == 0
 
 
+@pytest.mark.slow
 def test_main_takes_too_long(site: Site) -> None:
     begun = {when: site.begin(f"long-{when}", deeds={when: "sleep"}) for when in ("before", "after")}
     for when, detector in begun.items():
@@ -347,6 +354,7 @@ def test_main_takes_too_long(site: Site) -> None:
         assert site.outputs(group) == (["fatal_first"] if when == "after" else [])
 
 
+@pytest.mark.slow
 def test_task_keeps_the_lock_of_the_interpreter(site: Site) -> None:
     """No thread of it runs, the one with the heartbeats neither."""
     detector = site.begin("hog", deeds={"after": "hold_the_gil"})
@@ -361,6 +369,7 @@ def test_task_keeps_the_lock_of_the_interpreter(site: Site) -> None:
 # What tasks raise
 
 
+@pytest.mark.slow
 def test_raises_before_the_store(site: Site) -> None:
     detector = site.begin("stumbles", deeds={"before": "fail once"})
     site.ppd.await_state("stumbles", exported=1)
@@ -460,6 +469,7 @@ def test_inputs_are_nowhere(site: Site) -> None:
     assert site.events("wanting", "forked") == []
 
 
+@pytest.mark.slow
 def test_expired_while_it_waited_for_a_slot(site: Site) -> None:
     holders = {f"slot-{n}": site.begin(f"slot-{n}", raw=False) for n in range(_SLOTS)}
     for group in holders:
@@ -479,6 +489,7 @@ def test_expired_while_it_waited_for_a_slot(site: Site) -> None:
 # Central, and what goes there
 
 
+@pytest.mark.slow
 def test_inputs_are_not_there_in_time(site: Site) -> None:
     """The database of central keeps everybody waiting; it is served again when that is over."""
     with contextlib.closing(
@@ -516,6 +527,7 @@ def test_outputs_that_central_does_not_take(site: Site) -> None:
 # At the end, for they start ppd anew
 
 
+@pytest.mark.slow
 def test_supervisor_killed_after_the_store(site: Site) -> None:
     """Its child has heard of it, and hands over what there is; the next supervisor exports that."""
     detector = site.begin("regicide", deeds={"after": "sleep once"})
@@ -546,6 +558,7 @@ def _cut_power(site: Site, child: int) -> None:
     psutil.wait_procs(all_of_it, 10.0)
 
 
+@pytest.mark.slow
 def test_power_cut_after_the_store(site: Site) -> None:
     """What its child had made is looked into by the next supervisor's, and exported."""
     detector = site.begin("dark", deeds={"after": "sleep once"})

@@ -107,6 +107,7 @@ def test_bucket_comes_after_the_visit(
     assert "forks are not safe" not in log
 
 
+@pytest.mark.slow
 def test_in_both_places_with_snaps_to_come(ppd: Ppd, observatory: Observatory, server: S3Server) -> None:
     """The copy is no second snap, and no mistake."""
     group = "both"
@@ -132,6 +133,7 @@ def test_bad_copy_in_the_directory(ppd: Ppd, observatory: Observatory, server: S
     ppd.await_state(group, exported=1)
 
 
+@pytest.mark.slow
 def test_not_to_be_had_for_a_while(
     ppd: Ppd, observatory: Observatory, server: S3Server, between: Proxy
 ) -> None:
@@ -149,6 +151,7 @@ def test_not_to_be_had_for_a_while(
     assert ppd.counts()["retried"] == 1
 
 
+@pytest.mark.slow
 def test_replaced_before_it_is_fetched(
     ppd: Ppd, observatory: Observatory, server: S3Server, between: Proxy
 ) -> None:

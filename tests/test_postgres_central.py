@@ -145,6 +145,7 @@ def test_connection_lost_while_outputs_are_written(servers: PostgresObservatory,
     assert_unharmed(ppd, ("written", 5))
 
 
+@pytest.mark.slow
 def test_connections_lost_all_the_time(servers: PostgresObservatory, ppd: Ppd) -> None:
     """Whatever was being read or written: it costs a retry, and nothing else."""
     visits = [(f"storm-{n}", d) for n in range(3) for d in (1, 7)]

@@ -129,6 +129,7 @@ def assert_lag_is_harmless(servers: PostgresObservatory, ppd: Ppd) -> None:
     assert not any(words in log for words in (_AWAY, "did not answer", "is not prepared"))
 
 
+@pytest.mark.slow
 def test_init_outputs_are_read_from_primary(servers: PostgresObservatory, late: Ppd) -> None:
     assert_lag_is_harmless(servers, late)
     servers.replica.resume_replay()
@@ -225,10 +226,12 @@ def test_replica_goes_away_and_comes_back(servers: PostgresObservatory, ppd: Ppd
     assert (ppd.status()["health"], ppd.status()["faults"]) == ("ok", [])
 
 
+@pytest.mark.slow
 def test_start_without_replica_is_told_at_once(alone: Ppd) -> None:
     assert_told(alone)
 
 
+@pytest.mark.slow
 def test_start_without_replica(alone: Ppd) -> None:
     assert _AWAY in alone.log.read_text()
     alone.good_visit("alone", 6)

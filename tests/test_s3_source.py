@@ -329,12 +329,12 @@ def test_bucket_appears_later(server: S3Server, credentials: Path, caplog: pytes
     ("fault", "text"),
     [
         (Fault(503, "SlowDown"), "SlowDown (503)"),
-        (Fault(500, "InternalError"), "InternalError (500)"),
-        (Fault(429, "TooManyRequests"), "TooManyRequests (429)"),
-        (Fault(502, "not from S3"), "502"),
+        pytest.param(Fault(500, "InternalError"), "InternalError (500)", marks=pytest.mark.slow),
+        pytest.param(Fault(429, "TooManyRequests"), "TooManyRequests (429)", marks=pytest.mark.slow),
+        pytest.param(Fault(502, "not from S3"), "502", marks=pytest.mark.slow),
         # A listing that is cut short is an internal error to botocore.
         (Fault(cut_after=200), "500: "),
-        (Fault(400, "ExpiredToken"), "ExpiredToken (400)"),
+        pytest.param(Fault(400, "ExpiredToken"), "ExpiredToken (400)", marks=pytest.mark.slow),
     ],
 )
 def test_server_in_trouble(

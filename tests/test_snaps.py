@@ -79,6 +79,7 @@ def test_second_for_one_detector_only(ppd: Ppd) -> None:
     assert _processed(ppd, group) == {(first, 2), (second, 2), (first, 3)}
 
 
+@pytest.mark.slow
 def test_first_missing(ppd: Ppd) -> None:
     group = "no-first"
     assert ppd.submit(groupId=group, detector=4, nimages=2).ok
@@ -87,6 +88,7 @@ def test_first_missing(ppd: Ppd) -> None:
     assert _processed(ppd, group) == {(second, 4)}
 
 
+@pytest.mark.slow
 def test_unknown_number(ppd: Ppd) -> None:
     """With nimages 0 it takes what comes until the time-out."""
     group = "who-knows"

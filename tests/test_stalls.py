@@ -86,6 +86,7 @@ def test_a_stall_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert "_wait_here" in stack
 
 
+@pytest.mark.slow
 @pytest.mark.night
 def test_status_tells(observatory: Observatory, tmp_path: Path) -> None:
     with running(observatory, tmp_path) as ppd:

@@ -100,6 +100,7 @@ def test_no_shared_memory_falls_back(observatory: Observatory, tmp_path: Path) -
     assert not list((tmp_path / "fallback").iterdir())
 
 
+@pytest.mark.slow
 def test_no_shared_memory_and_no_fall_back(ppd: Ppd) -> None:
     _change(ppd, shm_min_free="1000 TiB")
     ppd.initialize()
@@ -118,6 +119,7 @@ def test_folder_that_can_not_be_made(ppd: Ppd, tmp_path: Path) -> None:
     assert "can't be made" in done.stderr
 
 
+@pytest.mark.slow
 def test_interrupted_while_it_starts(ppd: Ppd) -> None:
     """A SIGTERM in the middle of the set-up ends it, and nothing stays."""
     ppd.initialize()

@@ -356,6 +356,7 @@ def test_mount_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 # Polling
 
 
+@pytest.mark.slow
 def test_polling_of_a_large_tree(tmp_path: Path, watch: Any) -> None:
     """Few folders are looked at each time, and what is new is seen all the same."""
     root = tmp_path / "raws"

@@ -151,6 +151,7 @@ def _check_report(report: str, output: Path) -> None:
     assert report.count("data:image/") > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["simulating", "at work"])
 def test_interrupted(tmp_path: Path, when: str) -> None:
     output = tmp_path / "out"
