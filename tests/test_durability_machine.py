@@ -223,16 +223,16 @@ class Machine(RuleBasedStateMachine):
         said, self.said = self.said, []
         for message in said:
             if isinstance(message, Exported):
-                self.life.exported(message)
+                self.life.outputs.exported(message)
                 self.pending.update({e.entry: e.key for e in message.entries})
             else:
-                self.life.undeliverable(message)
+                self.life.outputs.undeliverable(message)
         for d in self.life.table.live():
             if d.exited_at is not None:
                 self.life.endings.settle(d)
         self.journal.commit()
         if self.journal.trouble is None:
-            done = [entry for entry, key in self.pending.items() if self.life.settled(key)]
+            done = [entry for entry, key in self.pending.items() if self.life.outputs.settled(key)]
             self.exporting.discard(done)
             for entry in done:
                 del self.pending[entry]

@@ -17,7 +17,9 @@ from ppd.messages import ControlReply, decode
 from ppd.sources.directory import Candidate
 from ppd.supervisor.counters import Counters
 from ppd.supervisor.daemon import Supervisor
+from ppd.supervisor.hearing import hear_inbox
 from ppd.supervisor.inbox import Inbox
+from ppd.supervisor.sockets import Sockets
 
 
 class _Lifecycle:
@@ -35,7 +37,7 @@ class _Lifecycle:
 def supervisor() -> Iterator[Any]:
     """A supervisor with nothing but an inbox, counters and a control socket."""
     found: Any = Supervisor.__new__(Supervisor)
-    found.counters, found.inbox, found.lifecycle, found._answers = Counters(), Inbox(), _Lifecycle(), []
+    found.counters, found.inbox, found.lifecycle, found.answers = Counters(), Inbox(), _Lifecycle(), []
     yield found
     found.inbox.close()
 
@@ -44,7 +46,7 @@ def test_one_item_that_fails(supervisor: Any) -> None:
     names = ["a", "\udcff", "b", "\ud800", "c"]
     for name in names:
         supervisor.inbox.put(Candidate(name, None, 0, "0", time.time()))
-    supervisor._guarded(supervisor._take_inbox)
+    hear_inbox(supervisor)
     assert supervisor.lifecycle.seen == ["a", "b", "c"]
     assert supervisor.counters["internal_errors"] == 2
 
@@ -52,24 +54,26 @@ def test_one_item_that_fails(supervisor: Any) -> None:
 def test_one_answer_that_cant_be_sent(supervisor: Any, tmp_path: Path) -> None:
     """Those behind it are sent, and it is not tried again for ever."""
     context = zmq.Context()
+    supervisor.sockets = Sockets(tmp_path)
     try:
-        supervisor.control = context.socket(zmq.ROUTER)
-        supervisor.control.bind(f"ipc://{tmp_path / 'c.ipc'}")
         asking = context.socket(zmq.DEALER)
-        asking.connect(f"ipc://{tmp_path / 'c.ipc'}")
+        asking.connect(f"ipc://{tmp_path / 'control.ipc'}")
         asking.send(b"?")
-        assert supervisor.control.poll(10_000)
-        *envelope, _ = supervisor.control.recv_multipart()
+        assert supervisor.sockets.control.poll(10_000)
+        ((envelope, body),) = supervisor.sockets.requests()
+        assert body == b"?"
         good = ControlReply(ok=True, result={"a": 1})
         for reply in (ControlReply(ok=False, error="\ud800"), good):
-            supervisor._answers.append((envelope, reply))
-        supervisor._guarded(supervisor._send_answers)
+            supervisor.answers.append((envelope, reply))
+        supervisor._send_answers()
         assert asking.poll(10_000)
         assert decode(asking.recv()) == good
-        assert supervisor._answers == []
+        assert supervisor.answers == []
         assert supervisor.counters["internal_errors"] == 1
     finally:
         context.destroy(linger=0)
+        supervisor.sockets.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_as_many_files_as_may_be() -> None:

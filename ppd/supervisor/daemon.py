@@ -10,6 +10,7 @@ __all__ = ["Supervisor", "run"]
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -20,7 +21,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import pydantic
 import zmq
 
 from ..config import Settings
@@ -30,26 +30,16 @@ from ..errors import ConfigurationError, NotInitializedError
 from ..initializer import check_initialized
 from ..instruments.description import find_description
 from ..logs import setup_logging
-from ..messages import (
-    ControlReply,
-    ControlRequest,
-    MessageError,
-    NurseryReady,
-    PrepareNursery,
-    SetupFailed,
-    decode,
-    encode,
-)
-from ..sources.raws import Candidate
+from ..messages import ControlReply, NurseryReady
 from .admission import admit
 from .central import CentralReader
 from .child_logs import prune_logs
-from .commands import answer
 from .containment import Containment
 from .counters import Counters
 from .deployments import Deployment
 from .exporter_keeper import ExporterKeeper
 from .exports import Exports
+from .hearing import hear_children, hear_inbox, hear_nursery, hear_requests
 from .inbox import Inbox
 from .init_process import initialize_now
 from .journal import Journal
@@ -61,11 +51,11 @@ from .nurseries import Nurseries
 from .raw_sources import RawSources, make_sources
 from .recovery import take_up
 from .reloading import Reloader
-from .requests import DayKnown, Learned, Released, Resolved
 from .retention import Retention
 from .rollover import Rollover
 from .setting_kinds import SettingsInForce, in_force
 from .signals import Signals
+from .sockets import Sockets
 from .spool import clear_building, has_ready, make_folders
 from .spool_watch import SpoolWatch
 from .stalls import LoopWatch
@@ -104,10 +94,10 @@ class Supervisor:
         self.watch = LoopWatch(self._stalled)
         self.draining = False
         self.stopping = False
-        self._fatal: ConfigurationError | None = None
+        self.fatal: ConfigurationError | None = None
         self.signals = Signals()
         self._at_once = False
-        self._answers: list[tuple[list[bytes], ControlReply]] = []
+        self.answers: list[tuple[list[bytes], ControlReply]] = []
         self._logs_checked = -math.inf
         self._undo = contextlib.ExitStack()
         try:
@@ -159,21 +149,23 @@ class Supervisor:
         self.spool_watch = SpoolWatch(settings, self.counters, self.exporter)
         self.rollover = Rollover(settings, self.central.request)
         self._undo.callback(self.rollover.stop)
-        self._open_sockets()
+        self.sockets = Sockets(settings.socket_dir)
+        self._undo.callback(self.sockets.close)
         names = {d.name: d.id for d in description.focal_plane.detectors}
         self.sources = RawSources(make_sources(settings, names, self.inbox.put), names)
+        ledger = Ledger(self.journal, self.counters)
         self.lifecycle = Lifecycle(
             settings,
-            self.child_endpoint,
-            Ledger(self.journal, self.counters),
+            self.sockets.child_endpoint,
+            ledger,
             self.central,
             self.nursery.fork,
-            self._send_child,
+            self.sockets.send_child,
             self.containment,
             self.sources,
             lambda: self.spool_watch.has_room,
         )
-        self.exports = Exports(self.exporter, self.lifecycle, self.journal, settings.spool_dir)
+        self.exports = Exports(self.exporter, self.lifecycle.outputs, ledger, settings.spool_dir)
 
     def _nursery_pids(self) -> set[int]:
         return self.nursery.pids if hasattr(self, "nursery") else set()
@@ -189,28 +181,12 @@ class Supervisor:
                 raise
             initialize_now(deployment, day)
 
-    def _begin_work(self, ready: NurseryReady) -> None:
+    def begin_work(self, ready: NurseryReady) -> None:
         """Go on with what was accepted meanwhile: there are children from now on."""
         self.deployment = dataclasses.replace(self.deployment, pipelines=ready.pipelines)
         self.central.start(self.deployment)
         sd_notify("READY=1")
         _LOG.info("Ready: deployment %s, %d detectors.", self.deployment.id, len(self.central.detectors))
-
-    def _open_sockets(self) -> None:
-        folder = self.settings.socket_dir
-        self._context = zmq.Context()
-        self._undo.callback(self._context.destroy, 500)
-        self.child_endpoint = f"ipc://{folder / 'children.ipc'}"
-        self.children = self._context.socket(zmq.ROUTER)
-        self.control = self._context.socket(zmq.ROUTER)
-        for socket, name in ((self.children, "children.ipc"), (self.control, "control.ipc")):
-            path = folder / name
-            path.unlink(missing_ok=True)
-            socket.setsockopt(zmq.LINGER, 500)
-            # A peer may not make us hold without bound what it sends.
-            socket.setsockopt(zmq.MAXMSGSIZE, 4 << 20)
-            socket.bind(f"ipc://{path}")
-            self._undo.callback(path.unlink, missing_ok=True)
 
     def run(self) -> int:
         """Work until told to stop.
@@ -238,9 +214,9 @@ class Supervisor:
             seconds = time.time() - self.started
             _LOG.info("Visits are accepted %.1f s after the start; the nursery is being built.", seconds)
             here("supervisor.ready")
-            self._loop(wake_read, lambda: self.stopping or self._fatal is not None)
-            if self._fatal is not None:
-                raise self._fatal
+            self._loop(wake_read, lambda: self.stopping or self.fatal is not None)
+            if self.fatal is not None:
+                raise self.fatal
             return wind_up(self, lambda enough, seconds: self._loop(wake_read, enough, seconds))
         finally:
             sd_notify("STOPPING=1")
@@ -252,7 +228,7 @@ class Supervisor:
         while not enough() and (deadline is None or time.monotonic() < deadline):
             poller = zmq.Poller()
             pipes = (*self.nursery.filenos(), self.exporter.fileno(), self.inbox.fileno(), wake)
-            for source in (self.children, self.control, *pipes):
+            for source in (self.sockets.children, self.sockets.control, *pipes):
                 if source != -1:  # no exporter now
                     poller.register(source, zmq.POLLIN)
             ready = dict(poller.poll(_TICK_MS))
@@ -261,11 +237,11 @@ class Supervisor:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
             for step in (
-                self._take_children,
-                self._take_nursery,
+                functools.partial(hear_children, self),
+                functools.partial(hear_nursery, self),
                 self.exports.turn,
-                self._take_inbox,
-                self._take_control,
+                functools.partial(hear_inbox, self),
+                functools.partial(hear_requests, self),
                 self.lifecycle.turn,
                 self.spool_watch.look,
                 self._turn_days,
@@ -277,7 +253,7 @@ class Supervisor:
                 self.retention.turn,
                 self._send_answers,
             ):
-                self._guarded(step)
+                self.guarded(step)
             self.watch.end()
             self.stopping |= self.signals.stops > 0
 
@@ -325,7 +301,7 @@ class Supervisor:
 
     def last_words(self) -> None:
         """Take what other threads have said, and make all durable."""
-        self._guarded(self._take_inbox)
+        self.guarded(functools.partial(hear_inbox, self))
         self.journal.commit()
 
     def admit(
@@ -352,65 +328,13 @@ class Supervisor:
         where = stack.splitlines()[-2].strip() if stack else "nobody saw where"
         self.counters.error("loop_stalls", "loop", f"a turn took {seconds:.1f} s ({where})")
 
-    def _guarded(self, step: Any) -> None:
+    def guarded(self, step: Callable[[], object]) -> None:
+        """Do a step; one that fails is logged and counted, and ends nothing else."""
         try:
             step()
         except Exception:
             self.counters.add("internal_errors")
             _LOG.exception("A step of the loop failed; the supervisor goes on.")
-
-    def _take_children(self) -> None:
-        for _ in range(1000):
-            try:
-                identity, *frames = self.children.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                self.lifecycle.child_said(identity, decode(frames[-1] if frames else b""))
-            except MessageError as e:
-                self.counters.error("child_messages_refused", repr(identity), str(e))
-            except Exception:
-                self.counters.add("internal_errors")
-                _LOG.exception("A message of %r could not be taken.", identity)
-
-    def _take_nursery(self) -> None:
-        for message in self.nursery.receive():
-            if isinstance(message, NurseryReady) and not self.central.started:
-                here("supervisor.nursery-ready")
-                self._begin_work(message)
-            elif isinstance(message, SetupFailed) and not self.central.started:
-                self._fatal = ConfigurationError(message.reason)
-            else:
-                self.lifecycle.nursery_said(message)
-        for holder in self.nursery.take_released():
-            self.central.request(Released(holder))
-        for generation, orphans in self.nursery.check():
-            if not self.central.started and not self.nursery.was_killed:
-                # What is wrong with the first one will not go away.
-                self._fatal = self._fatal or ConfigurationError(
-                    "The nursery ended before it was ready; its error is in the log."
-                )
-                return
-            self.counters.error("nursery_restarts", "nursery", "the nursery ended unasked")
-            self.lifecycle.nursery_lost(generation, orphans)
-
-    def _take_inbox(self) -> None:
-        for item in self.inbox.drain():
-            # One that fails takes none of the others with it.
-            self._guarded(lambda item=item: self._take(item))
-
-    def _take(self, item: Any) -> None:
-        if isinstance(item, Candidate):
-            self.lifecycle.raw_seen(item)
-        elif isinstance(item, Resolved):
-            self.lifecycle.inputs.resolved(item)
-        elif isinstance(item, DayKnown):
-            if self.rollover.looked(item):
-                self.lifecycle.inputs.ask_now(item.day_obs, item.deployment)
-        elif isinstance(item, Learned):
-            self.reloader.learned(item)
-        elif isinstance(item, PrepareNursery):
-            self.nursery.prepare(item)
 
     def _turn_days(self) -> None:
         if not self.stopping:
@@ -422,42 +346,11 @@ class Supervisor:
         self.reloader.turn()
         self.nursery.retire(self.lifecycle.generations())
 
-    def _take_control(self) -> None:
-        for _ in range(200):
-            try:
-                *envelope, body = self.control.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                request = decode(body)
-                if not isinstance(request, ControlRequest):
-                    raise MessageError(f"{type(request).__name__} is no request")
-                reply = answer(self, request)
-            except MessageError as e:
-                self.counters.error("requests_refused", "control", str(e))
-                reply = ControlReply(ok=False, code="malformed", error=str(e))
-            except Exception as e:
-                self.counters.add("internal_errors")
-                _LOG.exception("A command failed.")
-                reply = ControlReply(ok=False, code="unavailable", error=f"{type(e).__name__}: {e}")
-            self._answers.append((envelope, reply))
-
     def _send_answers(self) -> None:
         """Send the answers: after the journal's commit, not before."""
-        answers, self._answers = self._answers, []
+        answers, self.answers = self.answers, []
         for envelope, reply in answers:
-            try:
-                here("supervisor.answer-not-sent")
-                with contextlib.suppress(zmq.ZMQError):
-                    self.control.send_multipart([*envelope, encode(reply)], zmq.NOBLOCK)
-                here("supervisor.answer-sent")
-            except Exception:
-                self.counters.add("internal_errors")
-                _LOG.exception("An answer could not be sent.")
-
-    def _send_child(self, identity: bytes, message: pydantic.BaseModel) -> None:
-        with contextlib.suppress(zmq.ZMQError):
-            self.children.send_multipart([identity, encode(message)], zmq.NOBLOCK)
+            self.guarded(functools.partial(self.sockets.answer, envelope, reply))
 
     def _check_logs(self) -> None:
         now = time.monotonic()

@@ -13,8 +13,8 @@ from typing import Any
 from ..crash_points import here
 from ..messages import DetectorKey, Exported, SetAside
 from .exporter_keeper import ExporterKeeper
-from .journal import Journal
-from .lifecycle import Lifecycle
+from .ledger import Ledger
+from .outputs import Outputs
 from .spool import discard
 
 _LOG = logging.getLogger(__name__)
@@ -27,18 +27,18 @@ class Exports:
     ----------
     keeper : `ppd.supervisor.exporter_keeper.ExporterKeeper`
         Has the exporter.
-    lifecycle : `ppd.supervisor.lifecycle.Lifecycle`
+    outputs : `ppd.supervisor.outputs.Outputs`
         Is told what became of each hand-over.
-    journal : `ppd.supervisor.journal.Journal`
+    ledger : `ppd.supervisor.ledger.Ledger`
         Has to have it before a hand-over goes.
     spool : `pathlib.Path`
         Root of the spool.
     """
 
-    def __init__(self, keeper: ExporterKeeper, lifecycle: Lifecycle, journal: Journal, spool: Path):
+    def __init__(self, keeper: ExporterKeeper, outputs: Outputs, ledger: Ledger, spool: Path):
         self._keeper = keeper
-        self._lifecycle = lifecycle
-        self._journal = journal
+        self._outputs = outputs
+        self._ledger = ledger
         self._spool = spool
         self._pending: dict[str, DetectorKey] = {}
 
@@ -48,9 +48,9 @@ class Exports:
         if self._keeper.ended:
             self._keeper.ended = False
             try:
-                self._lifecycle.find_dead_letters()
+                self._outputs.find_dead_letters()
             except Exception:
-                self._lifecycle.counters.add("internal_errors")
+                self._ledger.counters.add("internal_errors")
                 _LOG.exception("What the exporter has set aside can't be looked through.")
 
     def let_go(self) -> None:
@@ -71,7 +71,7 @@ class Exports:
             Seconds that it has.
         """
         self._take(self._keeper.stop(timeout))
-        self._journal.commit()
+        self._ledger.journal.commit()
         for entry in self._sure():
             with contextlib.suppress(OSError):  # the next start's exporter reports it again
                 discard(self._spool / "ready" / entry)
@@ -80,22 +80,22 @@ class Exports:
         for message in said:
             try:
                 if isinstance(message, Exported):
-                    self._lifecycle.exported(message)
+                    self._outputs.exported(message)
                     self._pending.update({e.entry: e.key for e in message.entries})
                 elif isinstance(message, SetAside):
-                    self._lifecycle.undeliverable(message)
+                    self._outputs.undeliverable(message)
                     here("supervisor.dead-letter-noted")
             except Exception:
                 # It stays in the spool, and is reported again by the next exporter.
-                self._lifecycle.counters.add("internal_errors")
+                self._ledger.counters.add("internal_errors")
                 _LOG.exception("A report of the exporter could not be taken.")
 
     def _sure(self) -> list[str]:
         """Hand-overs of which the journal has what became of their detector-visits."""
-        if not self._pending or self._journal.trouble is not None:
+        if not self._pending or self._ledger.journal.trouble is not None:
             return []
         # One whose child's end is still to be heard of would seem to have handed over nothing.
-        done = [entry for entry, key in self._pending.items() if self._lifecycle.settled(key)]
+        done = [entry for entry, key in self._pending.items() if self._outputs.settled(key)]
         for entry in done:
             del self._pending[entry]
         return done

@@ -23,10 +23,7 @@ from ..messages import (
     ChildDone,
     ChildHeartbeat,
     ChildReady,
-    DetectorKey,
     Exited,
-    Exported,
-    ExportedEntry,
     Forked,
     ForkRequest,
     MessageError,
@@ -34,21 +31,20 @@ from ..messages import (
     PermitReturn,
     PhaseEvent,
     RawArrived,
-    SetAside,
 )
 from ..sources.raws import Candidate
 from .central import CentralReader
 from .containment import Containment
-from .dead_letters import list_letters
 from .deadlines import check_time, terminate
 from .dispatcher import Dispatcher
 from .endings import Endings
 from .input_seeker import InputSeeker
 from .ledger import Ledger
+from .outputs import Outputs
 from .raw_sources import RawSources
 from .raws import RawTable
 from .requests import Released
-from .table import LIVE, OVER, DetectorVisit, State, VisitEntry, VisitTable
+from .table import LIVE, DetectorVisit, State, VisitEntry, VisitTable
 
 _LOG = logging.getLogger(__name__)
 
@@ -116,6 +112,7 @@ class Lifecycle:
             settings, endpoint, self.table, ledger, self.endings, containment, fork, send
         )
         self.permits = self.dispatcher.permits
+        self.outputs = Outputs(settings, self.table, ledger, self.endings)
         self.inputs = InputSeeker(settings, central, self.table, ledger, self.endings)
         self._send = send
         self._containment = containment
@@ -270,81 +267,6 @@ class Lifecycle:
             d.done = message
             self.permits.give_back(d.key)
             here("supervisor.last-word-heard")
-
-    # Outputs
-
-    def exported(self, report: Exported) -> None:
-        """Note that central has some outputs; to be told again changes nothing."""
-        here("supervisor.export-heard")
-        for entry in report.entries:
-            key = entry.key
-            d = self.table.get(key.group, key.detector)
-            current = d is not None and d.attempt == key.attempt
-            if d.exported if current and d is not None else self._is_over(key):
-                continue  # the exporter, or we, had ended before it could be discarded
-            detail = {"datasets": entry.datasets, "seconds": report.seconds, "batch": len(report.entries)}
-            self.ledger.journal.event(key.instrument, key.group, key.detector, "exported", detail)
-            self.counters.add("datasets_exported", entry.datasets)
-            if d is None:
-                self._exported_for_another(entry)
-            elif current:
-                d.exported = True
-                if d.state is State.HANDED_OVER:
-                    final = State.FAILED if d.lost_cause else State.EXPORTED
-                    self.ledger.change(d, final, reason=d.lost_cause or d.remark or None)
-        here("supervisor.export-noted")
-
-    def settled(self, key: DetectorKey) -> bool:
-        """Whether it stands in the journal what became of an attempt that was exported."""
-        d = self.table.of_key(key)
-        return d is None or d.state in OVER
-
-    def _is_over(self, key: DetectorKey) -> bool:
-        known = self.ledger.journal.state_of(key.instrument, key.group, key.detector)
-        return known is not None and known[0] in ("exported", "failed")
-
-    def _exported_for_another(self, entry: ExportedEntry) -> None:
-        """Note that central has a hand-over that an earlier supervisor left."""
-        key = entry.key
-        state, reason = "exported", None
-        if not entry.success:
-            known = self.ledger.journal.state_of(key.instrument, key.group, key.detector)
-            state, reason = "failed", known[1] if known else ""
-            if not reason:
-                reason = entry.reason or "its pipeline failed; the child's log has it"
-                self.counters.error("failed", str(key), reason)
-        self.ledger.journal.state(
-            key.instrument, key.group, key.detector, state, attempt=key.attempt, reason=reason
-        )
-
-    def undeliverable(self, report: SetAside) -> None:
-        """Note that outputs can't be exported."""
-        what = str(report.key) if report.key else report.entry
-        self.counters.error("dead_letters", what, report.reason)
-        _LOG.error("Hand-over %s (%s) was set aside: %s", report.entry, report.fault, report.reason)
-        reason = f"its outputs can't be exported: {report.reason}"
-        for d in self.table:
-            # What has no readable manifest still has its name.
-            if d.key == report.key or d.key.file_name == report.entry:
-                d.set_aside = reason
-                if d.state is State.HANDED_OVER:
-                    self.endings.fail(d, reason)
-                return
-        for key in [report.key] if report.key else self.ledger.journal.named(report.entry):
-            self.ledger.journal.state(
-                key.instrument, key.group, key.detector, "failed", attempt=key.attempt, reason=reason
-            )
-
-    def find_dead_letters(self) -> None:
-        """Note what an exporter has set aside that ended before it could say so."""
-        for letter in list_letters(self.settings.spool_dir):
-            fault = "refused" if letter.kind == "unknown" else letter.kind
-            for key in self.ledger.journal.named(letter.name):
-                d = self.table.of_key(key)
-                if d is None or not d.set_aside:
-                    self.undeliverable(
-                        SetAside(entry=letter.entry, key=key, fault=fault, reason=letter.reason)
-                    )
 
     # Time
 
