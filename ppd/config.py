@@ -203,8 +203,8 @@ class Settings(Frozen):
     heartbeat_timeout: Seconds = 30.0
     """Seconds of silence after which a child counts as hung."""
 
-    export_batch: Count = 20
-    """How many detector-visits go into one export."""
+    export_batch: Count = 200
+    """How many detector-visits go into one export at most; fewer where that takes long."""
 
     export_bytes: Bytes = 2 * 2**30
     """How many bytes go into one export, but for a single detector-visit that has more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import sqlalchemy.exc
@@ -336,6 +338,27 @@ def test_batches_by_count_bytes_and_age(tmp_path: Path, empty: Path) -> None:
         os.utime(bench.spool / "ready" / _name(0, detector) / "manifest.json", (later, later))
     bench.exporting = Exporting(bench.settings.model_copy(update={"export_batch": 9}), bench._write, bool)
     assert due() == [0, 1, 2, 3]
+    bench.butler.close()
+
+
+def test_as_much_at_once_as_central_takes_in_some_seconds(tmp_path: Path, empty: Path) -> None:
+    """One that is quick gets ever more, one that is slow ever less, down to single hand-overs."""
+    bench = Bench(tmp_path, empty, export_batch=3)
+    exporting = bench.exporting
+    for detector in range(9):
+        bench.make(0, detector)
+    exporting._most = 1
+    clock = [0.0]
+
+    def write(seconds: float, batch: Sequence[HandOver]) -> None:
+        bench.calls.append(len(batch))
+        clock[0] += seconds
+
+    with mock.patch("time.monotonic", lambda: clock[0]):
+        for seconds in (0.1, 0.1, 0.1, 30.0, 3.0, 30.0, 30.0):
+            exporting._write = functools.partial(write, seconds)
+            exporting.export(exporting.due(exporting.look()))
+    assert bench.calls == [1, 2, 3, 3, 1, 1, 1]
     bench.butler.close()
 
 

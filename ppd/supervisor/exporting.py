@@ -27,6 +27,10 @@ from .spool import Backlog, HandOver, Waiting, discard, read_manifest, verify
 _LOG = logging.getLogger(__name__)
 
 _MAX_DEFERRAL = 600.0
+# A batch that takes longer than this is too much for this central at a time; one that takes
+# less than half of it is too little.
+_BATCH_SECONDS = 4.0
+_FIRST_BATCH = 20
 
 
 @dataclasses.dataclass
@@ -67,6 +71,7 @@ class Exporting:
         self._letters = Backlog(self._spool, "dead-letters")
         self._reported: set[str] = set()
         self._deferred: dict[str, tuple[int, float]] = {}
+        self._most = _FIRST_BATCH
         self.hurry = False
         """Whether fuller batches are not waited for."""
 
@@ -112,12 +117,13 @@ class Exporting:
         )
         batch: list[Waiting] = []
         size = 0
+        most = min(self._most, self._settings.export_batch)
         for one in fresh:
             if batch and size + one.bytes > self._settings.export_bytes:
                 return batch
             batch.append(one)
             size += one.bytes
-            if len(batch) == self._settings.export_batch:
+            if len(batch) == most:
                 return batch
         if self.hurry or (batch and time.time() - batch[0].since >= self._settings.export_age):
             return batch
@@ -139,6 +145,7 @@ class Exporting:
         """
         outcome = Outcome()
         sound = []
+        begin = time.monotonic()
         for one in batch:
             key = None
             try:
@@ -154,6 +161,8 @@ class Exporting:
                 elif one.path.exists():
                     self._set_aside(one.path, key, "corrupt", e, outcome)
         self._try(sound, outcome)
+        if outcome.trouble is None:
+            self._suit(len(batch), time.monotonic() - begin)
         return outcome
 
     def discard(self, entries: Sequence[str]) -> None:
@@ -176,6 +185,13 @@ class Exporting:
             self._reported.update(e.entry for e in outcome.exported)
             messages.append(Exported(entries=tuple(outcome.exported), seconds=seconds))
         return messages
+
+    def _suit(self, size: int, seconds: float) -> None:
+        """Have as much in a batch as central takes in some seconds, be it fast or slow."""
+        if seconds > _BATCH_SECONDS:
+            self._most = max(1, size // 2)
+        elif seconds < _BATCH_SECONDS / 2.0 and size >= self._most:
+            self._most = min(2 * self._most, self._settings.export_batch)
 
     def _try(self, batch: Sequence[HandOver], outcome: Outcome) -> None:
         """Write a batch; if it is refused, its halves."""
