@@ -256,8 +256,28 @@ class _Expander:
             return value
 
 
-def read_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
-    """Read the settings; see `ppd.config.load_settings`."""
+def read_settings(path: Path | None, environ: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
+    """Read the settings; see `ppd.config.load_settings`.
+
+    Parameters
+    ----------
+    path : `pathlib.Path` or `None`
+        The file.
+    environ : `~collections.abc.Mapping` [ `str`, `str` ]
+        The environment.
+
+    Returns
+    -------
+    settings : `ppd.config.Settings`
+        The settings.
+    places : `dict` [ `str`, `str` ]
+        Where each comes from that is given.
+
+    Raises
+    ------
+    ppd.errors.ConfigurationError
+        Raised if anything is wrong.
+    """
     mistakes: list[str] = []
     sources: dict[str, _Source] = {}
     raw: dict[str, Any] = {}
@@ -303,7 +323,7 @@ def read_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     unused = [name for name in _NOT_YET if environ.get(name)]
     if unused:
         _LOG.warning("Set in the environment, but ppd does not use them yet: %s.", ", ".join(unused))
-    return settings
+    return settings, {n: s.place((n,) if s.is_file else (), key=True) for n, s in sources.items()}
 
 
 def _describe(error: Any, sources: Mapping[str, _Source], file_source: _Source, complete: bool) -> str | None:

@@ -354,4 +354,4 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     """
     from ._settings_sources import read_settings
 
-    return read_settings(path, environ)
+    return read_settings(path, environ)[0]

@@ -325,13 +325,20 @@ class ControlRequest(Message):
         "stop",
         "reload",
         "reloading",
+        "pause",
+        "resume",
+        "cancel",
     ]
     visit: Any = None
     """The nextVisit message, for ``submit``: text or object, as it came."""
     group: str | None = None
-    """Whose inputs, for ``inputs``."""
+    """Which visit, for ``inputs`` and ``cancel``."""
     detector: int | None = None
     """Only this detector's, for ``inputs``."""
+    detectors: Annotated[tuple[int, ...], pydantic.Field(max_length=1000)] = ()
+    """Only these, for ``pause``, ``resume`` and ``cancel``; else all."""
+    reason: Annotated[str, pydantic.Field(max_length=500)] = ""
+    """Why it is paused or cancelled, for those who read it later."""
     pointings: tuple[Pointing, ...] = ()
     """What to fetch, for ``prefetch``."""
     entries: Annotated[tuple[str, ...], pydantic.Field(max_length=MAX_ENTRIES)] = ()

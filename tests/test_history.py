@@ -326,3 +326,68 @@ def test_no_traces_of_a_reader(journal: Journal, state_dir: Path) -> None:
             show_visit(state_dir, "nobody")
     busy, _, _ = journal._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     assert busy == 0
+
+
+@pytest.fixture
+def logged(journal: Journal, state_dir: Path) -> dict[int, Path]:
+    """Logs of both attempts at the detector-visit that fails."""
+    files = {}
+    for attempt in (1, 2):
+        path = log_file(state_dir, NIGHT, DetectorKey(instrument=CAM, group="two", detector=1, attempt=attempt))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"attempt {attempt} begins\n".encode() + b"\xff\n")
+        files[attempt] = path
+    return files
+
+
+def test_logs(logged: dict[int, Path], config: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Byte by byte as they are, whatever a task has written."""
+    assert ctl.main(["logs", "two", "1", "--config", str(config)]) == 0
+    assert capfdbinary.readouterr().out == b"attempt 2 begins\n\xff\n"
+    assert ctl.main(["logs", "two", "1", "--attempt", "1", "--config", str(config)]) == 0
+    assert capfdbinary.readouterr().out == b"attempt 1 begins\n\xff\n"
+    assert ctl.main(["logs", "two", "1", "--json", "--config", str(config)]) == 0
+    assert json.loads(capfdbinary.readouterr().out)["file"] == str(logged[2])
+
+
+def test_logs_that_are_not_there(
+    logged: dict[int, Path], config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, said in (
+        (["two", "1", "--attempt", "7"], "No attempt 7 of two/1 has been started; it is failed"),
+        (["three", "0"], "No child of three/0 has been started; it is accepted."),
+        (["nobody", "0"], "The journal has no visit 'nobody'"),
+    ):
+        assert ctl.main(["logs", *arguments, "--config", str(config)]) == 1
+        assert said in capsys.readouterr().err
+    logged[2].unlink()
+    assert ctl.main(["logs", "two", "1", "--config", str(config)]) == 1
+    assert "not kept any more" in capsys.readouterr().err
+
+
+def test_logs_followed(
+    journal: Journal, state_dir: Path, config: Path, logged: dict[int, Path]
+) -> None:
+    """From one attempt to the next, until all is over; nothing is missed."""
+    journal.state(CAM, "two", 1, "running", attempt=1)
+    journal.commit()
+    second = logged[2].read_bytes()
+    logged[2].unlink()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppd.cli.ctl", "logs", "two", "1", "-f", "--config", str(config)],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"attempt 1 begins\n"
+        with logged[1].open("ab") as stream:
+            stream.write(b"more\n")
+        assert [process.stdout.readline() for _ in range(2)] == [b"\xff\n", b"more\n"]
+        logged[2].write_bytes(second + b"last\n")
+        journal.state(CAM, "two", 1, "failed", attempt=2)
+        journal.commit()
+        assert process.communicate(timeout=20.0)[0] == second + b"last\n"
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait(10.0)

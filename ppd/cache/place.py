@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["choose_place", "place_name", "remove_place"]
+__all__ = ["choose_place", "place_fault", "place_name", "remove_place"]
 
 import contextlib
 import hashlib
@@ -56,7 +56,7 @@ def choose_place(
         remove_place(parent / name)
     faults: list[str] = []
     for parent in parents:
-        fault = _fault(parent, min_free, create=parent is not shm_dir) or _make(parent / name)
+        fault = place_fault(parent, min_free, create=parent is not shm_dir) or _make(parent / name)
         if fault is None:
             if faults:
                 _LOG.warning(
@@ -83,7 +83,8 @@ def remove_place(place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
 
 
-def _fault(parent: Path, min_free: int, create: bool) -> str | None:
+def place_fault(parent: Path, min_free: int, create: bool) -> str | None:
+    """Say why a folder can't hold the cache, if so; it may be made if it is not there."""
     if create:
         try:
             parent.mkdir(parents=True, exist_ok=True)

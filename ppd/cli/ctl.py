@@ -22,11 +22,15 @@ from rich.table import Table
 
 from ..errors import ConfigurationError, PpdError
 from .client import ControlClient, NoSupervisorError
+from .config_commands import add_config_commands
 from .dead_letter_commands import add_dead_letter_commands
+from .doctor import add_doctor_command
 from .history_commands import add_history_commands
 from .input_commands import add_input_commands
+from .log_commands import add_log_commands
 from .options import common_options, settings_of
 from .reload_command import add_reload_command
+from .steering_commands import add_steering_commands, describe_paused
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
+        if arguments.alone:  # it wants to see itself what can't be used
+            return int(arguments.run(arguments))
         if arguments.offline:  # it reads what is on disk, and needs no ppd
             return int(arguments.run(settings_of(arguments), arguments))
         socket_dir = arguments.socket_dir or settings_of(arguments).socket_dir
@@ -66,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     common = common_options()
     parser = argparse.ArgumentParser(prog="ppdctl", description="Show and steer a running ppd.")
-    parser.set_defaults(offline=False)
+    parser.set_defaults(offline=False, alone=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     status = commands.add_parser("status", parents=[common], help="how ppd is and what it does")
     status.set_defaults(run=_status)
@@ -75,8 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     submit.set_defaults(run=_submit)
     add_input_commands(commands, common)
     add_history_commands(commands, common)
+    add_log_commands(commands, common)
     add_dead_letter_commands(commands, common)
     add_reload_command(commands, common)
+    add_config_commands(commands, common)
+    add_doctor_command(commands, common)
+    add_steering_commands(commands, common)
     drain = commands.add_parser("drain", parents=[common], help="finish what was accepted, take no more")
     drain.add_argument("--wait", type=float, default=0.0, help="seconds to wait until all is exported")
     drain.set_defaults(run=_drain)
@@ -132,7 +142,7 @@ def _status(client: ControlClient, arguments: argparse.Namespace) -> int:
 
 
 def _print_status(status: dict[str, Any], console: Console) -> None:
-    colour = {"ok": "green", "draining": "yellow"}.get(status["health"], "red")
+    colour = {"ok": "green", "draining": "yellow", "paused": "yellow"}.get(status["health"], "red")
     console.print(
         f"[bold {colour}]{status['health']}[/]  {status['instrument']}  pid {status['pid']}  "
         f"up {status['uptime']:.0f} s  {status['deployment']}",
@@ -141,6 +151,8 @@ def _print_status(status: dict[str, Any], console: Console) -> None:
     if len(status["deployments"]) > 1:
         each = ", ".join(f"{d['id']} {d['detector_visits']}" for d in status["deployments"])
         console.print(f"  side by side, with detector-visits at work: {each}", highlight=False)
+    for line in describe_paused(status["paused"]):
+        console.print(f"  {line}", style="yellow", markup=False, highlight=False)
     for fault in status["faults"]:
         console.print(f"  [red]{escape(fault)}[/]", markup=True)
     states = {k: v for k, v in status["detector_visits"].items() if v}

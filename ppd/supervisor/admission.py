@@ -6,6 +6,7 @@ __all__ = ["DuplicateVisitError", "admit"]
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from lsst.sphgeom import LonLat
@@ -36,6 +37,7 @@ def admit(
     earlier: Callable[[str], VisitEntry | None] = lambda group: None,
     accepted: float | None = None,
     only: Iterable[int] | None = None,
+    paused: Mapping[int, object] = MappingProxyType({}),
 ) -> VisitEntry:
     """Validate a message and plan its detector-visits.
 
@@ -62,6 +64,8 @@ def admit(
         When the visit was first accepted, if that was before (recovery).
     only : iterable of `int`, optional
         Just these detectors (recovery).
+    paused : `~collections.abc.Mapping` [ `int`, `object` ], optional
+        Detectors that new visits are taken without, and why.
 
     Returns
     -------
@@ -75,7 +79,8 @@ def admit(
         instrument; `ppd.errors.StaleVisitError` if it is too old;
         `DuplicateVisitError` if it came before.
     ppd.errors.IgnorableVisitError
-        Raised if the configuration has no pipeline for any of its detectors.
+        Raised if the configuration has no pipeline for any of its detectors,
+        or all of them are paused.
     """
     now = time.time()
     visit = parse_visit(message)
@@ -104,6 +109,11 @@ def admit(
         fresh = wanted - known(visit.instrument, visit.groupId)
         if not fresh:
             raise DuplicateVisitError(f"Visit {visit.identity} was accepted before.")
+        without = fresh & paused.keys()
+        fresh -= without
+        if not fresh:
+            some = min(without)
+            raise IgnorableVisitError(f"Visit {visit.identity}: detector {some} is {paused[some]}.")
     else:
         fresh = wanted & frozenset(only)
     first = accepted or now

@@ -22,6 +22,7 @@ from .inputs import describe_inputs
 from .redelivery import deal_with
 from .requests import Prefetch
 from .status import describe
+from .steering import cancel, pause_or_resume
 from .table import State
 
 if TYPE_CHECKING:
@@ -70,6 +71,10 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
         return ControlReply(ok=True, result=supervisor.reloader.describe(number))
     if request.command == "reloading":
         return ControlReply(ok=True, result=supervisor.reloader.describe(request.number))
+    if request.command in ("pause", "resume"):
+        return pause_or_resume(supervisor, request)
+    if request.command == "cancel":
+        return cancel(supervisor, request)
     if request.command == "drain":
         supervisor.drain()
         return ControlReply(ok=True, result={"drained": supervisor.idle()})
@@ -83,6 +88,10 @@ def _submit(supervisor: Supervisor, message: Any) -> ControlReply:
     if supervisor.draining or supervisor.stopping:
         what = "stops" if supervisor.stopping else "is draining"
         return ControlReply(ok=False, code="unavailable", error=f"ppd {what} and takes no visits.")
+    if supervisor.pauses.all is not None:
+        reason = f"ppd takes no visits: {supervisor.pauses.all}."
+        supervisor.counters.error("visits_refused_paused", "submit", reason)
+        return ControlReply(ok=False, code="unavailable", error=reason)
     here("supervisor.visit-received")
     try:
         entry = supervisor.admit(message)

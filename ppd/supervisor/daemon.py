@@ -48,6 +48,7 @@ from .lifecycle import Lifecycle
 from .lock import StateLock
 from .notify import sd_notify
 from .nurseries import Nurseries
+from .pauses import Pauses
 from .processes import age_of_this_process
 from .raw_sources import RawSources, make_sources
 from .recovery import take_up
@@ -138,6 +139,7 @@ class Supervisor:
         make_folders(settings.spool_dir)
         self.journal = Journal(settings.state_dir / "journal.sqlite3")
         self._undo.callback(self.journal.close)
+        self.pauses = Pauses(settings.state_dir / "paused.json")
         self.retention = Retention(self.journal, settings)
         self.inbox = Inbox()
         # What waits for a database that does not answer may be broken off.
@@ -321,6 +323,7 @@ class Supervisor:
             earlier=self.lifecycle.table.visits.get,
             accepted=accepted,
             only=only,
+            paused=self.pauses.detectors,
         )
 
     # One turn of the loop

@@ -9,6 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from .steering import describe_pauses
 from .table import LIVE, PAST_CHILDREN
 
 if TYPE_CHECKING:
@@ -70,12 +71,13 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
     if blocked:
         faults.append(f"{len(blocked)} children wait for room in the spool {settings.spool_dir}")
     return {
-        "health": "draining" if supervisor.draining else "trouble" if faults else "ok",
+        "health": _health(supervisor, faults),
         "faults": faults,
         "pid": os.getpid(),
         "instrument": settings.instrument,
         "deployment": supervisor.deployment.id,
         "deployments": _deployments(supervisor),
+        "paused": describe_pauses(supervisor),
         "reload": supervisor.reloader.describe(),
         "uptime": time.time() - supervisor.started,
         "drained": supervisor.draining and supervisor.idle(),
@@ -111,6 +113,14 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         "counts": supervisor.counters.as_dict(),
         "errors": supervisor.counters.errors(),
     }
+
+
+def _health(supervisor: Supervisor, faults: list[str]) -> str:
+    if supervisor.draining:
+        return "draining"
+    if faults:
+        return "trouble"
+    return "paused" if supervisor.pauses.all is not None else "ok"
 
 
 def _deployments(supervisor: Supervisor) -> list[dict[str, Any]]:
