@@ -48,6 +48,7 @@ from .lifecycle import Lifecycle
 from .lock import StateLock
 from .notify import sd_notify
 from .nurseries import Nurseries
+from .processes import age_of_this_process
 from .raw_sources import RawSources, make_sources
 from .recovery import take_up
 from .reloading import Reloader
@@ -65,7 +66,8 @@ from .winding_up import seconds_for, wind_up
 _LOG = logging.getLogger(__name__)
 
 _TICK_MS = 100
-# How long after our start children of a supervisor that was killed may hand over what they have.
+# How long after our process was begun, when that of a killed supervisor had ended, its children
+# may still hand over what they have.
 _LAST_GRACE = 2.0
 _LOG_CHECK_SECONDS = 3600.0
 
@@ -204,8 +206,8 @@ class Supervisor:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._undo.callback(signal.set_wakeup_fd, -1)
         try:
-            # Most of this time, the nursery has been starting anyway.
-            self.containment.end_left_behind(max(0.0, self.started + _LAST_GRACE - time.time()))
+            # Our own imports have taken most of this time.
+            self.containment.end_left_behind(max(0.0, _LAST_GRACE - age_of_this_process()))
             clear_building(self.settings.spool_dir)
             take_up(self.settings, self.journal, self.lifecycle, self.admit)
             self._undo.callback(self.sources.stop)
