@@ -17,12 +17,40 @@ __all__ = [
     "SpoolFullError",
     "StaleVisitError",
     "one_line",
+    "with_cause",
 ]
+
+_MAX_CAUSES = 20
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the text of an error without line breaks, cut to a length."""
     return " ".join(str(error).split())[:limit]
+
+
+def with_cause(error: BaseException, limit: int = 300) -> str:
+    """Return type and text of an error in one line, and those of the error at the bottom of it.
+
+    What a task or the middleware raises says what it was doing; that the disk
+    is full, or a server away, is in what it was raised from.
+
+    Parameters
+    ----------
+    error : `BaseException`
+        The error.
+    limit : `int`, optional
+        Characters of each text.
+    """
+    root = error
+    for _ in range(_MAX_CAUSES):
+        if root.__cause__ is None:
+            break
+        root = root.__cause__
+    text = f"{type(error).__name__}: {one_line(error, limit)}"
+    cause = one_line(root, limit)
+    if root is error or cause in text:
+        return text
+    return f"{text} (from {type(root).__name__}: {cause})"
 
 
 class PpdError(Exception):

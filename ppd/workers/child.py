@@ -19,7 +19,7 @@ from lsst.pipe.base import Pipeline
 
 from ..config import Settings
 from ..crash_points import about, here
-from ..errors import RetriableError, one_line
+from ..errors import RetriableError, with_cause
 from ..instruments.description import InstrumentDescription
 from ..logs import bind, setup_logging
 from ..messages import (
@@ -311,10 +311,10 @@ class _Life:
         except (Exception, CutShort) as e:
             # The main pipeline goes on without: that is better than nothing.
             known = isinstance(e, NoPipelineError | PipelineFailedError | CutShort)
-            success, reason = False, str(e) if known else f"{type(e).__name__}: {one_line(e)}"
+            success, reason = False, str(e) if known else with_cause(e)
             _LOG.error("Pre-processing failed; the main pipeline goes on without it: %s", e)
         here("child.preprocess-ended")
-        self._event("preprocess_end", success=success, reason=reason[:500])
+        self._event("preprocess_end", success=success, reason=reason[:1500])
 
     def _candidates(self, order: tuple[str, ...]) -> list[Candidate]:
         assert self.butler is not None

@@ -34,7 +34,7 @@ from lsst.pipe.base.separable_pipeline_executor import SeparablePipelineExecutor
 from lsst.pipe.base.single_quantum_executor import SingleQuantumExecutor
 
 from ..crash_points import here
-from ..errors import one_line
+from ..errors import with_cause
 from .containment import Terminated, contained
 from .graphs import GraphMaker, Scope, build_graph, prepare_graph
 from .inherited import Inherited
@@ -272,4 +272,4 @@ def _named(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         code = "" if error.code is None else repr(error.code)[:200]
         return f"a task called sys.exit({code})"
-    return f"{type(error).__name__}: {one_line(error, 500)}"
+    return with_cause(error, 500)

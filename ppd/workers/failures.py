@@ -7,7 +7,7 @@ __all__ = ["KilledError", "MismatchError", "NoRawError", "Verdict", "judge"]
 import dataclasses
 from collections.abc import Sequence
 
-from ..errors import FinalError, IgnorableVisitError, PpdError, RetriableError, one_line
+from ..errors import FinalError, IgnorableVisitError, PpdError, RetriableError, one_line, with_cause
 from ..messages import FailureClass
 from .apdb_guard import ApdbGuard
 from .execute import PipelineFailedError
@@ -79,4 +79,4 @@ def _reason(error: BaseException) -> str:
         return one_line(error, 1500)
     if isinstance(error, PipelineFailedError):
         return f"pipeline {error.pipeline} failed: {one_line(error, 1500)}"
-    return f"{type(error).__name__}: {one_line(error, 1500)}"
+    return with_cause(error, 1500)

@@ -84,10 +84,10 @@ def find_outputs(butler: Butler, runs: Iterable[str], patterns: Sequence[str]) -
                     continue
                 if not any(p.fullmatch(name) for p in compiled):
                     continue
-                refs += query.datasets(
-                    dataset_type, collections=info.name, find_first=False
-                ).with_dimension_records()
-    return refs
+                refs += query.datasets(dataset_type, collections=info.name, find_first=False)
+        # All have one of a few data IDs, whose records are looked up by their keys.
+        expanded = {data_id: butler.registry.expandDataId(data_id) for data_id in {r.dataId for r in refs}}
+    return [ref.expanded(expanded[ref.dataId]) for ref in refs]
 
 
 def hand_over(
