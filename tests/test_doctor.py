@@ -27,14 +27,16 @@ Found = dict[str, list[dict[str, str]]]
 @pytest.fixture(scope="module")
 def healthy(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ppd]:
     """All that a ppd needs, but none that runs."""
-    ppd = Ppd(observatory, tmp_path_factory.mktemp("doctor"), apdb_config=observatory.plan.apdb)
+    ppd = Ppd(observatory, tmp_path_factory.mktemp("doctor"), apdb_config=observatory.plan.apdb_config)
     initialize(ppd.settings)
     yield ppd
     ppd.close()
 
 
 @pytest.fixture
-def examined(healthy: Ppd, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Found]]:
+def examined(
+    healthy: Ppd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Found]]:
     def examine_it(code: int = 0, **changes: Any) -> Found:
         config = {**yaml.safe_load(healthy.config.read_text()), **changes}
         path = tmp_path / "ppd.yaml"
@@ -99,7 +101,7 @@ _PLANTED: dict[str, tuple[Callable[[Path], dict[str, Any]], str, str]] = {
     "another instrument": (lambda p: {"instrument": "LSSTCam"}, "central", "no detectors of LSSTCam"),
     "no replica": (_no_replica, "replica", "does not answer"),
     "no APDB": (lambda p: {"apdb_config": str(p / "nothing.yaml")}, "apdb", "correct apdb_config"),
-    "not initialized": (lambda p: {"export_types": ["isr.*"]}, "init-outputs", "ppd-init --config"),
+    "not initialized": (lambda p: {"preload_padding": 31.0}, "init-outputs", "ppd-init --config"),
     "no bucket": (
         lambda p: {"raw_bucket": "raws", "s3_endpoint": f"http://127.0.0.1:{_closed_port()}"},
         "bucket",
@@ -117,9 +119,7 @@ def test_what_is_wrong_is_found(examined: Callable[..., Found], tmp_path: Path, 
     assert all("-> " in text and not text.endswith("-> ") for text in wrong.values()), wrong
 
 
-def test_packages_of_other_versions(
-    examined: Callable[..., Found], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packages_of_other_versions(examined: Callable[..., Found], monkeypatch: pytest.MonkeyPatch) -> None:
     needed = ["numpy>=999", "no-such-package", "pytest; extra == 'test'"]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: needed)
     wrong = _wrong(examined(1))

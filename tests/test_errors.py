@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 from ppd.errors import one_line, with_cause
 
 
 def _raised(*errors: BaseException) -> BaseException:
     """The first, raised from the second, and so on."""
-    for error, cause in zip(errors, errors[1:], strict=False):
+    for error, cause in itertools.pairwise(errors):
         error.__cause__ = cause
     return errors[0]
 

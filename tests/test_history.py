@@ -333,7 +333,9 @@ def logged(journal: Journal, state_dir: Path) -> dict[int, Path]:
     """Logs of both attempts at the detector-visit that fails."""
     files = {}
     for attempt in (1, 2):
-        path = log_file(state_dir, NIGHT, DetectorKey(instrument=CAM, group="two", detector=1, attempt=attempt))
+        path = log_file(
+            state_dir, NIGHT, DetectorKey(instrument=CAM, group="two", detector=1, attempt=attempt)
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(f"attempt {attempt} begins\n".encode() + b"\xff\n")
         files[attempt] = path
@@ -365,9 +367,7 @@ def test_logs_that_are_not_there(
     assert "not kept any more" in capsys.readouterr().err
 
 
-def test_logs_followed(
-    journal: Journal, state_dir: Path, config: Path, logged: dict[int, Path]
-) -> None:
+def test_logs_followed(journal: Journal, state_dir: Path, config: Path, logged: dict[int, Path]) -> None:
     """From one attempt to the next, until all is over; nothing is missed."""
     journal.state(CAM, "two", 1, "running", attempt=1)
     journal.commit()
