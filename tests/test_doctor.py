@@ -17,8 +17,7 @@ from lsst.daf.butler import Config
 from observatory import Observatory, Ppd, running
 
 from ppd.cli import ctl, doctor_checks
-from ppd.cli.doctor import examine
-from ppd.cli.doctor_checks import Finding
+from ppd.cli.doctor import Finding, examine
 from ppd.initializer import initialize
 
 Found = dict[str, list[dict[str, str]]]
@@ -87,36 +86,50 @@ def _file_for_a_folder(folder: Path) -> dict[str, Any]:
     return {"spool_dir": str(folder / "file" / "spool")}
 
 
-_PLANTED: dict[str, tuple[Callable[[Path], dict[str, Any]], str, str]] = {
+# What each plants, which check finds it, and what is said.
+_TOGETHER: dict[str, tuple[Callable[[Path], dict[str, Any]], str, str]] = {
     "no folder": (_file_for_a_folder, "folders", "is no folder"),
-    "no room for outputs": (lambda p: {"spool_min_free": "900 TB"}, "folders", "no visit is accepted"),
     "no shared memory": (lambda p: {"shm_min_free": "900 TB"}, "memory", "set shm_fallback"),
-    "no source of raws": (lambda p: {"raw_dirs": []}, "raws", "set raw_dirs or raw_bucket"),
     "no pipeline": (
         lambda p: {"main_pipelines": [{"pipelines": [str(p / "Nothing.yaml")]}]},
         "pipelines",
         "Nothing.yaml",
     ),
-    "no central repo": (lambda p: {"central_repo": str(p / "nowhere")}, "central", "no Butler repo at"),
-    "another instrument": (lambda p: {"instrument": "LSSTCam"}, "central", "no detectors of LSSTCam"),
     "no replica": (_no_replica, "replica", "does not answer"),
     "no APDB": (lambda p: {"apdb_config": str(p / "nothing.yaml")}, "apdb", "correct apdb_config"),
-    "not initialized": (lambda p: {"preload_padding": 31.0}, "init-outputs", "ppd-init --config"),
     "no bucket": (
         lambda p: {"raw_bucket": "raws", "s3_endpoint": f"http://127.0.0.1:{_closed_port()}"},
         "bucket",
         "can't be listed",
     ),
-    "mistake in the file": (lambda p: {"slotz": 3}, "configuration", "did you mean slots?"),
+}
+_ALONE: dict[str, tuple[dict[str, Any], str, str]] = {
+    "no room for outputs": ({"spool_min_free": "900 TB"}, "folders", "no visit is accepted"),
+    "no source of raws": ({"raw_dirs": []}, "raws", "set raw_dirs or raw_bucket"),
+    "no central repo": ({"central_repo": "/nowhere/central"}, "central", "no Butler repo at"),
+    "another instrument": ({"instrument": "LSSTCam"}, "central", "no detectors of LSSTCam"),
+    "not initialized": ({"preload_padding": 31.0}, "init-outputs", "ppd-init --config"),
+    "mistake in the file": ({"slotz": 3}, "configuration", "did you mean slots?"),
 }
 
 
-@pytest.mark.parametrize("planted", _PLANTED)
-def test_what_is_wrong_is_found(examined: Callable[..., Found], tmp_path: Path, planted: str) -> None:
-    plant, where, said = _PLANTED[planted]
-    wrong = _wrong(examined(1, **plant(tmp_path)))
-    assert said in wrong.get(where, f"nothing; but {wrong}")
+def test_all_that_is_wrong_is_found(examined: Callable[..., Found], tmp_path: Path) -> None:
+    """One fault does not hide another, and each comes with a way to mend it."""
+    changes: dict[str, Any] = {}
+    for plant, _, _ in _TOGETHER.values():
+        changes |= plant(tmp_path)
+    wrong = _wrong(examined(1, **changes))
+    for planted, (_, where, said) in _TOGETHER.items():
+        assert said in wrong.get(where, ""), (planted, wrong)
     assert all("-> " in text and not text.endswith("-> ") for text in wrong.values()), wrong
+
+
+@pytest.mark.parametrize("planted", _ALONE)
+def test_what_is_wrong_is_found(examined: Callable[..., Found], planted: str) -> None:
+    changes, where, said = _ALONE[planted]
+    wrong = _wrong(examined(1, **changes))
+    assert said in wrong.get(where, ""), wrong
+    assert set(wrong) <= {where, "init-outputs"}, wrong
 
 
 def test_packages_of_other_versions(examined: Callable[..., Found], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,3 +142,14 @@ def test_nursery_loads_nothing_of_the_supervisor() -> None:
     assert "ppd.workers.child" in modules
     for room in ("supervisor", "sources", "cache", "cli", "demo"):
         assert not [m for m in modules if m.startswith(f"ppd.{room}")]
+
+
+def test_commands_load_no_middleware() -> None:
+    """An operator who looks every second must not wait for it: it takes two."""
+    program = "import sys, ppd.cli.ctl; print(*sorted(m.partition('.')[0] for m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(done.stdout.split())
+    assert "zmq" in loaded
+    assert not loaded & {"lsst", "astropy", "numpy", "sqlalchemy"}

@@ -27,6 +27,7 @@ def _inherited(ppd: Ppd) -> dict[str, Any]:
     return ppd.status()["inherited"]
 
 
+@pytest.mark.slow
 def test_what_is_inherited_is_never_changed(observatory: Observatory, tmp_path: Path) -> None:
     """One task spoils its inputs: the next in the same child, and the next child, get them whole."""
     pipeline = tmp_path / "Greedy.yaml"

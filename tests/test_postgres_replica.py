@@ -150,6 +150,7 @@ def test_dataset_types_are_read_from_primary(
         assert_lag_is_harmless(servers, ppd)
 
 
+@pytest.mark.slow
 def test_connections_do_not_grow_with_detectors(servers: PostgresObservatory, ppd: Ppd) -> None:
     """A thread of the supervisor reads, the exporter writes; nursery and children have no connection."""
     assert ppd.process is not None

@@ -75,6 +75,7 @@ def _runs(ppd: Ppd, name: str) -> dict[str, str]:
     return {r.dataId.records["exposure"].group: r.run for r in found}
 
 
+@pytest.mark.slow
 def test_rollover_under_load(observatory: Observatory, tmp_path: Path) -> None:
     with _before_noon(observatory, tmp_path, initialize_automatically=True) as (ppd, clock):
         old, new = clock.days

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.night
 def ppd(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ppd]:
     """The first that gets so far sleeps long in its main pipeline."""
     folder = tmp_path_factory.mktemp("steered")
-    with running(observatory, folder, main=(write_sleepy(folder / "sleepy", 120.0),)) as ppd:
+    main = write_sleepy(folder / "sleepy", 120.0)
+    with running(observatory, folder, main=(main,), image_timeout=200.0) as ppd:
         yield ppd
 
 

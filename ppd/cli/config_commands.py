@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .._pipeline_checks import build_graphs
 from .._settings_sources import read_settings
 from ..config import Settings, find_config
 from ..logs import mask_secrets
@@ -48,6 +47,9 @@ def add_config_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _check(settings: Settings, arguments: argparse.Namespace) -> int:
+    # It needs the middleware, for which the other commands need not wait.
+    from .._pipeline_checks import build_graphs
+
     graphs = build_graphs(settings)
     where = settings.config_path or "the environment"
     if arguments.json:

@@ -19,7 +19,7 @@ from ..config import Settings
 from ..messages import MAX_ENTRIES, ControlRequest
 from ..supervisor.dead_letters import list_letters, read_letter
 from .client import ControlClient
-from .options import settings_of
+from .options import ask_first, settings_of
 
 
 def add_dead_letter_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -108,16 +108,10 @@ def _retry(client: ControlClient, arguments: argparse.Namespace) -> int:
 
 
 def _drop(client: ControlClient, arguments: argparse.Namespace) -> int:
-    if not arguments.yes:
-        if not sys.stdin.isatty():
-            print("ppdctl: dropping loses these outputs; say --yes", file=sys.stderr)
-            return 2
-        answer = input(
-            f"The outputs of {len(arguments.entries)} dead letters will be lost. Drop them? [y/N] "
-        )
-        if answer.strip().lower() not in ("y", "yes"):
-            print("nothing is dropped")
-            return 1
+    question = f"The outputs of {len(arguments.entries)} dead letters will be lost. Drop them?"
+    code = ask_first("dropping loses these outputs", question, arguments.yes)
+    if code is not None:
+        return code
     return _ask(client, "drop_dead_letters", arguments.entries, arguments)
 
 

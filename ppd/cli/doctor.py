@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["add_doctor_command", "examine"]
+__all__ = ["Finding", "add_doctor_command", "examine"]
 
 import argparse
 import dataclasses
@@ -12,15 +12,24 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.text import Text
 
 from ..errors import ConfigurationError, one_line
-from .doctor_checks import LOCAL_CHECKS, SETTINGS_CHECKS, Finding
-from .doctor_services import SERVICE_CHECKS
 from .options import settings_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What a check has found."""
+
+    level: Literal["ok", "warning", "fault"]
+    text: str
+    remedy: str = ""
+    """How to mend it."""
+
 
 _STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 
@@ -47,6 +56,10 @@ def add_doctor_command(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    # They need the middleware, for which the other commands need not wait.
+    from .doctor_checks import LOCAL_CHECKS, SETTINGS_CHECKS
+    from .doctor_services import SERVICE_CHECKS
+
     logging.disable(logging.CRITICAL)  # what they would say is said here
     checks: dict[str, Check] = dict(LOCAL_CHECKS)
     findings: dict[str, list[Finding]] = {}
@@ -81,7 +94,7 @@ def examine(checks: Mapping[str, Check], patience: float) -> dict[str, list[Find
 
     Returns
     -------
-    findings : `dict` [ `str`, `list` [ `ppd.cli.doctor_checks.Finding` ] ]
+    findings : `dict` [ `str`, `list` [ `Finding` ] ]
         What each has found, in the order of the checks.
     """
     done: dict[str, list[Finding]] = {}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["LOCAL_CHECKS", "SETTINGS_CHECKS", "Finding"]
+__all__ = ["LOCAL_CHECKS", "SETTINGS_CHECKS"]
 
 import ctypes
-import dataclasses
 import importlib.metadata
 import itertools
 import os
@@ -15,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import psutil
 from packaging.requirements import Requirement
@@ -25,22 +23,13 @@ from ..cache.place import place_fault
 from ..config import Settings
 from ..errors import ConfigurationError
 from ..sources.mounts import is_remote, mounts_around, read_mounts
+from .doctor import Finding
 
 _OLDEST_PYTHON = (3, 12)
 _FEW_FILES = 4096
 _MANY_FOLDERS = 200_000
 _TIME_ERROR = 5
 _INOTIFY = Path("/proc/sys/fs/inotify")
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """What a check has found."""
-
-    level: Literal["ok", "warning", "fault"]
-    text: str
-    remedy: str = ""
-    """How to mend it."""
 
 
 def check_python() -> Iterator[Finding]:

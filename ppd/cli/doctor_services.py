@@ -17,7 +17,7 @@ from ..initializer import check_initialized
 from ..s3 import explain, make_client
 from ..supervisor.reading import open_butler
 from .client import ControlClient, NoSupervisorError
-from .doctor_checks import Finding
+from .doctor import Finding
 
 _SLOW_SECONDS = 2.0
 _DAY_SECONDS = 86400.0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["common_options", "settings_of"]
+__all__ = ["ask_first", "common_options", "settings_of"]
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from ..config import Settings, find_config, load_settings
@@ -40,3 +41,31 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         Raised if they can't be used.
     """
     return load_settings(find_config(arguments.config, os.environ), os.environ)
+
+
+def ask_first(consequence: str, question: str, yes: bool) -> int | None:
+    """Ask once before something that can't be undone.
+
+    Parameters
+    ----------
+    consequence : `str`
+        What it costs, for a program that did not say ``--yes``.
+    question : `str`
+        What a person is asked.
+    yes : `bool`
+        Whether ``--yes`` was said.
+
+    Returns
+    -------
+    code : `int` or `None`
+        Exit code if it is not to be done: 2 if nobody can be asked, 1 if the answer is no.
+    """
+    if yes:
+        return None
+    if not sys.stdin.isatty():
+        print(f"ppdctl: {consequence}; say --yes", file=sys.stderr)
+        return 2
+    if input(f"{question} [y/N] ").strip().lower() in ("y", "yes"):
+        return None
+    print("nothing is done")
+    return 1

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..messages import ControlReply, ControlRequest
 from .client import ControlClient
+from .options import ask_first
 
 _MAX_DETECTORS = 1000
 
@@ -125,14 +126,10 @@ def _pause(client: ControlClient, arguments: argparse.Namespace) -> int:
 
 def _cancel(client: ControlClient, arguments: argparse.Namespace) -> int:
     which = f"detectors {_ranges(map(str, arguments.detectors))}" if arguments.detectors else "all detectors"
-    if not arguments.yes:
-        if not sys.stdin.isatty():
-            print("ppdctl: what is cancelled makes no alerts; say --yes", file=sys.stderr)
-            return 2
-        answer = input(f"{which} of visit {arguments.group} will make no alerts. Cancel them? [y/N] ")
-        if answer.strip().lower() not in ("y", "yes"):
-            print("nothing is cancelled")
-            return 1
+    question = f"{which} of visit {arguments.group} will make no alerts. Cancel them?"
+    code = ask_first("what is cancelled makes no alerts", question, arguments.yes)
+    if code is not None:
+        return code
     reply = client.request(
         ControlRequest(
             command="cancel",
