@@ -28,7 +28,7 @@ def test_no_child_reaches_central_and_nobody_else_us(
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     main = write_sleepy(tmp_path / "sleepy", 60.0)
-    with running(observatory, tmp_path, main=(main,)) as ppd:
+    with running(observatory, tmp_path, main=(main,), image_timeout=200.0) as ppd:
         assert stat.S_IMODE(ppd.settings.socket_dir.stat().st_mode) == 0o700
         cache = ppd.settings.shm_dir / place_name("DemoCam", ppd.settings.state_dir)
         assert stat.S_IMODE(cache.stat().st_mode) == 0o700
