@@ -45,7 +45,7 @@ from ppd.workers.ingest import load_translators, read_raw
 
 _FIRST_EXPOSURE = 2_026_000_500_000
 _FULL = os.environ.get("PPD_FUZZ") == "full"
-_MESSAGES = 10_000 if _FULL else 1000
+_MESSAGES = 10_000 if _FULL else 600
 _HEADERS = 1000 if _FULL else 60
 _LIVE_HEADERS = 150 if _FULL else 25
 # Allocators keep some of what they had; a leak of a kilobyte a message would be seen.
