@@ -29,6 +29,7 @@ from .soak_verdict import (
     query,
     read_apdb,
     read_ends,
+    shorten,
 )
 
 # How long after its end a fault may still make itself felt, seconds.
@@ -122,7 +123,7 @@ def account_for(site: Site, storm: Storm) -> Account:
             account, fate, end, storm.faults.windows, central, rows, without.get(key, "")
         )
         if end.state == "failed" and fate.plan.expect != "fail":
-            reasons[_short(end.reason)] += 1
+            reasons[shorten(end.reason, 200)] += 1
     for group, detector in sorted(set(ends) - accepted):
         if (group, detector) not in storm.fates:
             account.lost.append(((group, detector), f"{group}/{detector}: nobody announced it"))
@@ -262,12 +263,6 @@ def _key_of(entry: str, storm: Storm) -> tuple[str, int]:
         if group in entry and re.search(rf"{re.escape(group)}\D+{detector}\D", entry + "-"):
             return group, detector
     return entry, -1
-
-
-def _short(reason: str) -> str:
-    """Leave out what is different each time, so that reasons can be counted."""
-    words = ["…" if any(c.isdigit() for c in word) else word for word in reason[:260].split()]
-    return " ".join(words)[:200]
 
 
 def history(site: Site, key: tuple[str, int]) -> list[str]:

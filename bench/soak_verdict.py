@@ -13,10 +13,12 @@ __all__ = [
     "query",
     "read_apdb",
     "read_ends",
+    "shorten",
 ]
 
 import contextlib
 import dataclasses
+import re
 import sqlite3
 import uuid
 from collections import Counter, defaultdict
@@ -31,6 +33,8 @@ from .soak_kills import Doom, Executioner
 from .soak_play import DetectorFate
 from .soak_site import Site
 
+# Of a path, the name tells enough.
+_FOLDERS = re.compile(r"(?<![\w:/])/(?:[^\s/]+/)+")
 _TASKS = ("soakIsr", "soakMeasure", "soakStore", "soakPredict")
 REQUIRED = frozenset(
     {
@@ -167,7 +171,7 @@ def judge(site: Site, fates: dict[tuple[str, int], DetectorFate], executioner: E
             outcomes[f"{doom.signum.name} {doom.stage}"][end.state] += 1
             outcomes[f"after {doom.after}"][end.state] += 1
         if end.reason and end.state == "failed":
-            reasons[_short(end.reason)] += 1
+            reasons[shorten(end.reason, 120)] += 1
     strangers = set(ends) - set(fates)
     verdict.inconsistent += [f"{g}/{d}: nobody announced it" for g, d in sorted(strangers)]
     verdict.orphans = find_orphans(site)
@@ -282,7 +286,15 @@ def find_orphans(site: Site) -> list[str]:
     return faults + [f"{path} is no dataset's" for path in sorted(on_disk - records.keys())]
 
 
-def _short(reason: str) -> str:
-    """Leave out what is different each time, so that reasons can be counted."""
-    words = ["…" if any(c.isdigit() for c in word) else word for word in reason[:160].split()]
-    return " ".join(words)[:120]
+def shorten(reason: str, limit: int) -> str:
+    """Leave out what is different each time and on each machine, so that reasons can be counted.
+
+    Parameters
+    ----------
+    reason : `str`
+        Why a detector-visit failed.
+    limit : `int`
+        Characters of what is kept.
+    """
+    names = _FOLDERS.sub("", reason[: limit + limit // 3])
+    return " ".join("…" if any(c.isdigit() for c in word) else word for word in names.split())[:limit]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import pydantic
-
-from ._jobs import DetectorKey, Message
+from ._jobs import DetectorKey, Message, Time
 
 Fault = Literal["corrupt", "conflict", "refused"]
 """Why a hand-over can't be exported: not what was written; another writer was there; central refuses it."""
-
-_Time = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 
 
 class ExporterSetup(Message):
@@ -59,7 +55,7 @@ class Exported(Message):
 
     kind: Literal["exported"] = "exported"
     entries: tuple[ExportedEntry, ...]
-    seconds: _Time
+    seconds: Time
 
 
 class Discard(Message):

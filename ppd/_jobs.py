@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 
@@ -13,6 +13,9 @@ CHILD_VARIABLE = "PPD_CHILD"
 
 MARK_BYTES = 160
 """Room for its value."""
+
+Time = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+"""Seconds: a span, or Unix time."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 __all__ = [
     "CHILD_VARIABLE",
     "MARK_BYTES",
+    "MAX_DETECTORS",
     "MAX_ENTRIES",
+    "MAX_REASON",
     "CacheView",
     "CancelWork",
     "ChildDone",
@@ -81,6 +83,7 @@ from ._jobs import (
     Message,
     PipelineSummary,
     Predecessor,
+    Time,
     own_folder,
 )
 
@@ -89,10 +92,13 @@ FailureClass = Literal["retriable", "final", "ignorable"]
 
 # What is sent a signal is a process, and never all processes or a group (0, -1).
 _Pid = Annotated[int, Interval(gt=1, lt=2**31)]
-_Time = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 _MAX_FAULT = 1000
 MAX_ENTRIES = 20
 """How many dead letters one request may name: the supervisor deals with them in one turn."""
+MAX_DETECTORS = 1000
+"""How many detectors one request may name."""
+MAX_REASON = 500
+"""Characters of an operator's reason."""
 
 
 class MessageError(ValueError):
@@ -111,7 +117,7 @@ class NurseryReady(Message):
 
     kind: Literal["nursery_ready"] = "nursery_ready"
     pid: _Pid
-    seconds: _Time
+    seconds: Time
     pipelines: tuple[PipelineSummary, ...]
 
 
@@ -171,7 +177,7 @@ class NurseryPrepared(Message):
     """How many datasets it holds in memory now."""
     bytes: int
     """How much memory they take, by the growth of the process."""
-    seconds: _Time
+    seconds: Time
     quick: bool
     """Whether children open their repos the quick way."""
     trouble: str = ""
@@ -195,9 +201,9 @@ class ChildReady(Message):
     kind: Literal["child_ready"] = "child_ready"
     key: DetectorKey
     pid: _Pid
-    seconds: _Time
+    seconds: Time
     """From the fork to here."""
-    opened: _Time
+    opened: Time
     """From the fork to the open Butler, seconds."""
 
 
@@ -228,7 +234,7 @@ class PhaseEvent(Message):
         "spool_full",
         "handed_over",
     ]
-    time: _Time
+    time: Time
     detail: dict[str, Any] = pydantic.Field(default_factory=dict)
 
 
@@ -335,9 +341,9 @@ class ControlRequest(Message):
     """Which visit, for ``inputs`` and ``cancel``."""
     detector: int | None = None
     """Only this detector's, for ``inputs``."""
-    detectors: Annotated[tuple[int, ...], pydantic.Field(max_length=1000)] = ()
+    detectors: Annotated[tuple[int, ...], pydantic.Field(max_length=MAX_DETECTORS)] = ()
     """Only these, for ``pause``, ``resume`` and ``cancel``; else all."""
-    reason: Annotated[str, pydantic.Field(max_length=500)] = ""
+    reason: Annotated[str, pydantic.Field(max_length=MAX_REASON)] = ""
     """Why it is paused or cancelled, for those who read it later."""
     pointings: tuple[Pointing, ...] = ()
     """What to fetch, for ``prefetch``."""

@@ -75,7 +75,7 @@ def test_lists_of_detectors(text: str, detectors: tuple[int, ...]) -> None:
     assert parse_detectors(text) == detectors
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-", "-3", "5-3", "1-2000", "1,,2", "1.5"])
+@pytest.mark.parametrize("text", ["", "a", "3-", "-3", "5-3", "1-2000", "0-999,1000", "1,,2", "1.5"])
 def test_no_lists_of_detectors(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         parse_detectors(text)

@@ -59,23 +59,22 @@ def _logs(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def _follow(settings: Settings, arguments: argparse.Namespace) -> int:
     """Print what comes, attempt after attempt, until the detector-visit is over."""
-    number = arguments.attempt
+    number = arguments.attempt or 1
     stream: IO[bytes] | None = None
     try:
         while True:
             found = show_detector(settings.state_dir, arguments.group, arguments.detector)
             # Looked at before the log: what is written last must not be missed.
             over = found.line.state in _OVER
-            wanted = next((a for a in found.attempts if a.log_there and a.number >= (number or 1)), None)
-            if stream is None and wanted is not None:
-                number = wanted.number
-                stream = Path(wanted.log).open("rb")  # noqa: SIM115 - closed below
+            kept = [a for a in found.attempts if a.log_there and a.number >= number]
+            if stream is None and kept:
+                number = kept[0].number
+                stream = Path(kept[0].log).open("rb")  # noqa: SIM115 - closed below
             if stream is not None:
                 _pass_on(stream)
-                later = any(a.log_there and a.number > (number or 0) for a in found.attempts)
-                if later and arguments.attempt is None:
+                if arguments.attempt is None and any(a.number > number for a in kept):
                     stream.close()
-                    stream, number = None, (number or 0) + 1
+                    stream, number = None, number + 1
                     continue
             if over:
                 return 0

@@ -7,15 +7,13 @@ __all__ = ["add_steering_commands", "describe_paused", "parse_detectors"]
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..messages import ControlReply, ControlRequest
+from ..messages import MAX_DETECTORS, MAX_REASON, ControlReply, ControlRequest
+from ..supervisor.pauses import Pause
 from .client import ControlClient
 from .options import ask_first
-
-_MAX_DETECTORS = 1000
 
 
 def add_steering_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -72,9 +70,11 @@ def parse_detectors(text: str) -> tuple[int, ...]:
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise argparse.ArgumentTypeError(f"not a list of detectors such as 94,100-103: {text!r}")
         begin, end = int(first), int(last or first)
-        if end < begin or end - begin >= _MAX_DETECTORS:
+        if end < begin or end - begin >= MAX_DETECTORS:
             raise argparse.ArgumentTypeError(f"no range of detectors: {part.strip()!r}")
         found.update(range(begin, end + 1))
+    if len(found) > MAX_DETECTORS:
+        raise argparse.ArgumentTypeError(f"more than {MAX_DETECTORS} detectors: {text!r}")
     return tuple(sorted(found))
 
 
@@ -89,22 +89,21 @@ def describe_paused(paused: Mapping[str, Any]) -> list[str]:
     lines = []
     if paused["all"]:
         lines.append(f"no visits are taken: {_since(paused['all'])}")
-    together: dict[str, list[str]] = {}
+    together: dict[str, list[int]] = {}
     for detector, pause in paused["detectors"].items():
-        together.setdefault(_since(pause), []).append(detector)
+        together.setdefault(_since(pause), []).append(int(detector))
     for since, detectors in together.items():
         lines.append(f"detectors {_ranges(detectors)}: {since}")
     return lines
 
 
 def _since(pause: Mapping[str, Any]) -> str:
-    clock = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(pause["since"]))
-    return f"paused since {clock}" + (f": {pause['reason']}" if pause["reason"] else "")
+    return str(Pause.model_validate(pause))
 
 
-def _ranges(detectors: Iterable[str]) -> str:
+def _ranges(detectors: Iterable[int]) -> str:
     runs: list[list[int]] = []
-    for number in sorted(map(int, detectors)):
+    for number in sorted(detectors):
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:
@@ -115,7 +114,7 @@ def _ranges(detectors: Iterable[str]) -> str:
 def _pause(client: ControlClient, arguments: argparse.Namespace) -> int:
     reply = client.request(
         ControlRequest(
-            command=arguments.command, detectors=arguments.detectors, reason=arguments.reason[:500]
+            command=arguments.command, detectors=arguments.detectors, reason=arguments.reason[:MAX_REASON]
         )
     )
     if not reply.ok or arguments.json:
@@ -125,7 +124,7 @@ def _pause(client: ControlClient, arguments: argparse.Namespace) -> int:
 
 
 def _cancel(client: ControlClient, arguments: argparse.Namespace) -> int:
-    which = f"detectors {_ranges(map(str, arguments.detectors))}" if arguments.detectors else "all detectors"
+    which = f"detectors {_ranges(arguments.detectors)}" if arguments.detectors else "all detectors"
     question = f"{which} of visit {arguments.group} will make no alerts. Cancel them?"
     code = ask_first("what is cancelled makes no alerts", question, arguments.yes)
     if code is not None:
@@ -135,14 +134,14 @@ def _cancel(client: ControlClient, arguments: argparse.Namespace) -> int:
             command="cancel",
             group=arguments.group,
             detectors=arguments.detectors,
-            reason=arguments.reason[:500],
+            reason=arguments.reason[:MAX_REASON],
         )
     )
     if not reply.ok or arguments.json:
         return _tell(reply, arguments)
-    print(f"cancelled: detectors {_ranges(map(str, reply.result['cancelled']))}")
+    print(f"cancelled: detectors {_ranges(reply.result['cancelled'])}")
     if reply.result["over"]:
-        print(f"over before: detectors {_ranges(map(str, reply.result['over']))}")
+        print(f"over before: detectors {_ranges(reply.result['over'])}")
     return 0
 
 

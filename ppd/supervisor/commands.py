@@ -19,6 +19,7 @@ from ..errors import (
 from ..messages import ControlReply, ControlRequest, Pointing
 from .admission import DuplicateVisitError
 from .inputs import describe_inputs
+from .pauses import PausedError
 from .redelivery import deal_with
 from .requests import Prefetch
 from .status import describe
@@ -36,6 +37,7 @@ _REFUSALS: tuple[tuple[type[PpdError], str, str], ...] = (
     (StaleVisitError, "visits_stale", "stale"),
     (InvalidVisitError, "visits_malformed", "malformed"),
     (IgnorableVisitError, "visits_ignored", "ignored"),
+    (PausedError, "visits_refused_paused", "unavailable"),
     (SpoolFullError, "visits_refused_spool_full", "unavailable"),
     (JournalError, "visits_refused_journal", "unavailable"),
 )
@@ -88,12 +90,9 @@ def _submit(supervisor: Supervisor, message: Any) -> ControlReply:
     if supervisor.draining or supervisor.stopping:
         what = "stops" if supervisor.stopping else "is draining"
         return ControlReply(ok=False, code="unavailable", error=f"ppd {what} and takes no visits.")
-    if supervisor.pauses.all is not None:
-        reason = f"ppd takes no visits: {supervisor.pauses.all}."
-        supervisor.counters.error("visits_refused_paused", "submit", reason)
-        return ControlReply(ok=False, code="unavailable", error=reason)
     here("supervisor.visit-received")
     try:
+        supervisor.pauses.check()
         entry = supervisor.admit(message)
         supervisor.spool_watch.check_room(entry.visit.identity)
         here("supervisor.visit-validated")

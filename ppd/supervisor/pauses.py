@@ -5,7 +5,7 @@ Kept in a file, so that a start in the middle of the night knows it too.
 
 from __future__ import annotations
 
-__all__ = ["Pause", "Pauses"]
+__all__ = ["Pause", "PausedError", "Pauses"]
 
 import logging
 import time
@@ -18,6 +18,10 @@ from ..durably import sync
 from ..errors import PpdError, one_line
 
 _LOG = logging.getLogger(__name__)
+
+
+class PausedError(PpdError):
+    """Raised when an operator has said that no visits are to be taken."""
 
 
 class Pause(pydantic.BaseModel):
@@ -59,6 +63,17 @@ class Pauses:
             pass
         except (OSError, ValueError) as e:
             _LOG.error("Nothing is paused: what was can't be read from %s: %s", path, one_line(e))
+
+    def check(self) -> None:
+        """See that visits are taken at all.
+
+        Raises
+        ------
+        PausedError
+            Raised if not; says since when, and why.
+        """
+        if self._now.all is not None:
+            raise PausedError(f"ppd takes no visits: {self._now.all}.")
 
     @property
     def all(self) -> Pause | None:

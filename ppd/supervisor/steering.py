@@ -6,6 +6,7 @@ __all__ = ["cancel", "describe_pauses", "pause_or_resume"]
 
 import logging
 import signal
+from collections.abc import Set
 from typing import TYPE_CHECKING
 
 from ..errors import PpdError
@@ -35,10 +36,10 @@ def pause_or_resume(supervisor: Supervisor, request: ControlRequest) -> ControlR
     reply : `ppd.messages.ControlReply`
         What is paused now.
     """
-    strange = sorted(set(request.detectors) - {d.id for d in supervisor.focal_plane.detectors})
-    if strange:
-        error = f"{supervisor.settings.instrument} has no detectors {', '.join(map(str, strange))}."
-        return ControlReply(ok=False, code="unknown", error=error)
+    there = {d.id for d in supervisor.focal_plane.detectors}
+    refusal = _refuse_strange(request, there, supervisor.settings.instrument)
+    if refusal is not None:
+        return refusal
     pauses = supervisor.pauses
     try:
         if request.command == "pause":
@@ -83,10 +84,9 @@ def cancel(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
     if entry is None:
         error = f"No visit {request.group!r} is among those at work or just over."
         return ControlReply(ok=False, code="unknown", error=error)
-    strange = sorted(set(request.detectors) - entry.detectors.keys())
-    if strange:
-        error = f"Visit {request.group!r} has no detectors {', '.join(map(str, strange))}."
-        return ControlReply(ok=False, code="unknown", error=error)
+    refusal = _refuse_strange(request, entry.detectors.keys(), f"Visit {request.group!r}")
+    if refusal is not None:
+        return refusal
     reason = "cancelled by an operator" + (f": {request.reason}" if request.reason else "")
     wanted = [entry.detectors[n] for n in sorted(set(request.detectors) or entry.detectors)]
     over = [d.detector for d in wanted if d.state in PAST_CHILDREN]
@@ -97,6 +97,15 @@ def cancel(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
     if not ended:
         return ControlReply(ok=False, code="unknown", error="All of that is over.", result=result)
     return ControlReply(ok=True, result=result)
+
+
+def _refuse_strange(request: ControlRequest, there: Set[int], whose: str) -> ControlReply | None:
+    """Refuse a request that names detectors which are not there."""
+    strange = sorted(set(request.detectors) - there)
+    if not strange:
+        return None
+    error = f"{whose} has no detectors {', '.join(map(str, strange))}."
+    return ControlReply(ok=False, code="unknown", error=error)
 
 
 def _cancel(supervisor: Supervisor, d: DetectorVisit, reason: str) -> None:
