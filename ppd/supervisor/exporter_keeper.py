@@ -19,6 +19,7 @@ from .line_process import LineProcess
 _LOG = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_NICE = 10
 _START_SECONDS = 120.0
 _MAX_DELAY = 30.0
 # An exporter that lived this long was a good one: the next delay is short again.
@@ -123,6 +124,8 @@ class ExporterKeeper:
         def die_with_us() -> None:
             # Two exporters at one spool would get in each other's way.
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            # As children are: an alert waits for a processor more than an export does.
+            os.nice(_NICE)
             if os.getppid() != parent:
                 os._exit(1)
 

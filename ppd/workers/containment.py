@@ -34,6 +34,7 @@ from .segments import record_segments
 _LOG = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_NICE = 10
 _PR_SET_CHILD_SUBREAPER = 36
 # Beyond the numbers of which a task might think that they are the next ones.
 _HIGH_DESCRIPTOR = 64
@@ -68,6 +69,9 @@ def settle_process(job: Job) -> TextIO:
     # What a task's processes leave comes to this child while it lives, and is
     # of the supervisor's concern only then.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Supervisor, nursery and exporter come first when processors are short: they need little, and all
+    # children wait for them.
+    os.nice(_NICE)
     # Signals to the group reach all that a task has started, and not the nursery.
     os.setsid()
     _mark(libc, job.mark)
