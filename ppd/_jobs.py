@@ -111,6 +111,8 @@ class Job(Message):
     """Paths of main pipelines, in order of preference."""
     runs: dict[str, str]
     """Output run by pipeline path, and ``NoPipeline`` for preload products."""
+    deployment: str = ""
+    """ID of the deployment, for the log."""
     endpoint: str
     """Where the child connects to the supervisor."""
     local_repo: str

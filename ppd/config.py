@@ -239,8 +239,11 @@ class Settings(Frozen):
     log_level: Level = "INFO"
     """Level of ppd's and the middleware's log."""
 
-    log_format: Literal["auto", "text", "json"] = "auto"
-    """Text for people, JSON for programs; ``auto``: text on a terminal, else JSON."""
+    log_format: Literal["auto", "text", "json", "journal"] = "auto"
+    """Text for people, JSON for programs, systemd's journal; ``auto``: as standard error is, else JSON."""
+
+    log_burst: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 200
+    """How many log records that are alike are written in ten seconds, others being counted; 0: all."""
 
     log_levels: Annotated[dict[str, Level], pydantic.BeforeValidator(split_levels)] = pydantic.Field(
         default_factory=dict

@@ -9,11 +9,14 @@ import contextvars
 import datetime
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol, TextIO
+
+from .log_limits import Flood
 
 _FIELDS: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
     "ppd_log_fields", default=MappingProxyType({})
@@ -33,6 +36,8 @@ class _LogSettings(Protocol):
     def log_format(self) -> str: ...
     @property
     def log_levels(self) -> Mapping[str, str]: ...
+    @property
+    def log_burst(self) -> int: ...
 
 
 def bind(**fields: Any) -> None:
@@ -112,7 +117,8 @@ def setup_logging(settings: _LogSettings, stream: TextIO | None = None) -> None:
     Parameters
     ----------
     settings : `ppd.config.Settings` or the like
-        ``log_level``, ``log_format`` and ``log_levels`` are used.
+        ``log_level``, ``log_format``, ``log_levels`` and ``log_burst`` are
+        used.
     stream : file-like, optional
         Where to; standard error by default.
 
@@ -122,10 +128,9 @@ def setup_logging(settings: _LogSettings, stream: TextIO | None = None) -> None:
     handler.
     """
     stream = stream or sys.stderr
-    as_text = settings.log_format == "text" or (settings.log_format == "auto" and stream.isatty())
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
+    handler = _handler(settings.log_format, stream)
     handler.set_name("ppd")
+    handler.addFilter(Flood(settings.log_burst))
     for name, value in (("VERBOSE", 15), ("TRACE", 5)):
         logging.addLevelName(value, name)
     root = logging.getLogger()
@@ -140,3 +145,17 @@ def setup_logging(settings: _LogSettings, stream: TextIO | None = None) -> None:
     for name, level in settings.log_levels.items():
         logging.getLogger(None if name == "." else name).setLevel(level)
     logging.captureWarnings(True)
+
+
+def _handler(log_format: str, stream: TextIO) -> logging.Handler:
+    if log_format == "journal" or (log_format == "auto" and "JOURNAL_STREAM" in os.environ):
+        # Only those who need it import it.
+        from .log_journal import JournalHandler, is_journal
+
+        # A child's stream is its own file, and stays so.
+        if is_journal(stream) or (log_format == "journal" and stream is sys.stderr):
+            return JournalHandler(_FIELDS.get, mask_secrets, stream)
+    as_text = log_format == "text" or (log_format == "auto" and stream.isatty())
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
+    return handler

@@ -334,6 +334,7 @@ class ControlRequest(Message):
         "pause",
         "resume",
         "cancel",
+        "metrics",
     ]
     visit: Any = None
     """The nextVisit message, for ``submit``: text or object, as it came."""

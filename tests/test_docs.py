@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ppd.supervisor.metric_names import COUNTS
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -39,6 +41,7 @@ def test_every_count_is_explained() -> None:
     explained = set(re.findall(r"`(\w+)`", (ROOT / "docs/commands.md").read_text().partition("counts\n")[2]))
     assert len(used) > 20
     assert used == explained, used ^ explained
+    assert used == {name for family in COUNTS for name in family.counts}, "each is among the metrics too"
 
 
 def test_every_failure_is_proved() -> None:

@@ -35,6 +35,7 @@ from ppd.supervisor.exporting import Exporting
 from ppd.supervisor.journal import Journal
 from ppd.supervisor.ledger import Ledger
 from ppd.supervisor.lifecycle import Lifecycle
+from ppd.supervisor.measures import Measures
 from ppd.supervisor.recovery import take_up
 from ppd.supervisor.spool import HandOver, clear_building, make_folders, read_manifest, ready_entries
 from ppd.supervisor.table import OVER, DetectorVisit, State, VisitEntry
@@ -111,7 +112,7 @@ class Machine(RuleBasedStateMachine):
         self.life = Lifecycle(
             self.settings,
             "",
-            Ledger(self.journal, Counters()),
+            Ledger(self.journal, Counters(), Measures(self.settings)),
             nothing,  # type: ignore[arg-type]
             lambda request: True,
             lambda identity, message: None,

@@ -16,6 +16,7 @@ from ppd.supervisor.counters import Counters
 from ppd.supervisor.endings import Endings, local_repo
 from ppd.supervisor.journal import Journal
 from ppd.supervisor.ledger import Ledger
+from ppd.supervisor.measures import Measures
 from ppd.supervisor.spool import make_folders
 from ppd.supervisor.table import DetectorVisit, State
 
@@ -32,7 +33,7 @@ def settings(tmp_path: Path) -> Settings:
 def ledger(settings: Settings) -> Iterator[Ledger]:
     journal = Journal(settings.state_dir / "journal.sqlite3")
     journal.visit_accepted("Cam", "g", [4], {}, "test")
-    yield Ledger(journal, Counters())
+    yield Ledger(journal, Counters(), Measures(settings))
     journal.close()
 
 

@@ -17,6 +17,7 @@ from ppd.supervisor.endings import Endings
 from ppd.supervisor.input_seeker import InputSeeker
 from ppd.supervisor.journal import Journal
 from ppd.supervisor.ledger import Ledger
+from ppd.supervisor.measures import Measures
 from ppd.supervisor.requests import Resolve, Resolved
 from ppd.supervisor.table import DetectorVisit, State, VisitEntry, VisitTable
 from ppd.visit import BareVisit
@@ -41,7 +42,7 @@ class _Night:
         self.central: Any = _Central()
         self.table = VisitTable()
         self.deployment = Deployment("tested", settings)
-        ledger = Ledger(journal, Counters())
+        ledger = Ledger(journal, Counters(), Measures(settings))
         endings = Endings(settings, ledger, lambda d: None)
         self.seeker = InputSeeker(settings, self.central, self.table, ledger, endings)
 

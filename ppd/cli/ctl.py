@@ -28,6 +28,7 @@ from .doctor import add_doctor_command
 from .history_commands import add_history_commands
 from .input_commands import add_input_commands
 from .log_commands import add_log_commands
+from .metrics_command import add_metrics_command
 from .options import common_options, settings_of
 from .reload_command import add_reload_command
 from .steering_commands import add_steering_commands, describe_paused
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config_commands(commands, common)
     add_doctor_command(commands, common)
     add_steering_commands(commands, common)
+    add_metrics_command(commands, common)
     drain = commands.add_parser("drain", parents=[common], help="finish what was accepted, take no more")
     drain.add_argument("--wait", type=float, default=0.0, help="seconds to wait until all is exported")
     drain.set_defaults(run=_drain)

@@ -122,7 +122,8 @@ def admit(
     if before is not None and before.unfinished:
         day, deployment = before.day_obs, before.deployment
     pipelines = deployment.settings
-    expires = now - visit.age(now) + settings.message_expiration
+    announced = now - visit.age(now)
+    expires = announced + settings.message_expiration
     planned = {}
     centres = _centres(visit, focal_plane)
     for detector in sorted(fresh):
@@ -136,6 +137,7 @@ def admit(
                 main=main,
                 accepted=first,
                 expires=expires,
+                announced=announced,
                 child_memory=pipelines.child_memory,
             )
     if not planned:

@@ -46,6 +46,7 @@ from .journal import Journal
 from .ledger import Ledger
 from .lifecycle import Lifecycle
 from .lock import StateLock
+from .measures import Measures
 from .notify import sd_notify
 from .nurseries import Nurseries
 from .pauses import Pauses
@@ -157,7 +158,9 @@ class Supervisor:
         self._undo.callback(self.sockets.close)
         names = {d.name: d.id for d in description.focal_plane.detectors}
         self.sources = RawSources(make_sources(settings, names, self.inbox.put), names)
-        ledger = Ledger(self.journal, self.counters)
+        self.measures = Measures(settings)
+        self.measures.know_detectors(self.central.detectors)
+        ledger = Ledger(self.journal, self.counters, self.measures)
         self.lifecycle = Lifecycle(
             settings,
             self.sockets.child_endpoint,

@@ -166,6 +166,7 @@ class Dispatcher:
             preprocessing=d.preprocessing,
             main=d.main,
             runs=entry.runs,
+            deployment=entry.deployment.id,
             endpoint=self._endpoint,
             local_repo=str(local_repo(self._settings, d)),
             spool=str(self._settings.spool_dir),

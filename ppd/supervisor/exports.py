@@ -81,6 +81,7 @@ class Exports:
             try:
                 if isinstance(message, Exported):
                     self._outputs.exported(message)
+                    self._ledger.measures.exported(len(message.entries), message.seconds)
                     self._pending.update({e.entry: e.key for e in message.entries})
                 elif isinstance(message, SetAside):
                     self._outputs.undeliverable(message)

@@ -1,15 +1,17 @@
-"""Writing down what happens: to the journal, the counters and the log, in one breath."""
+"""Writing down what happens: to the journal, the counters, the metrics and the log, in one breath."""
 
 from __future__ import annotations
 
 __all__ = ["Ledger"]
 
 import logging
+import time
 from typing import Any
 
 from ..logs import bound
 from .counters import Counters
 from .journal import Journal
+from .measures import Measures
 from .table import DetectorVisit, State
 
 _LOG = logging.getLogger(__name__)
@@ -24,11 +26,14 @@ class Ledger:
         For restarts, and for history.
     counters : `ppd.supervisor.counters.Counters`
         For the operator's status.
+    measures : `ppd.supervisor.measures.Measures`
+        For Prometheus.
     """
 
-    def __init__(self, journal: Journal, counters: Counters):
+    def __init__(self, journal: Journal, counters: Counters, measures: Measures):
         self.journal = journal
         self.counters = counters
+        self.measures = measures
 
     def change(
         self, d: DetectorVisit, state: State, *, reason: str | None = None, pipeline: str | None = None
@@ -45,10 +50,13 @@ class Ledger:
             pipeline=pipeline,
             reason=reason,
         )
+        self.measures.changed(d)
 
     def event(self, d: DetectorVisit, name: str, when: float | None = None, /, **detail: Any) -> None:
         """Note that something happened to a detector-visit, by default just now."""
+        when = time.time() if when is None else when
         self.journal.event(d.instrument, d.group, d.detector, name, {"attempt": d.attempt, **detail}, when)
+        self.measures.happened(d, name, when, detail)
 
     def fault(self, d: DetectorVisit, kind: str, reason: str) -> None:
         """Count a fault of a detector-visit and log it as an error."""

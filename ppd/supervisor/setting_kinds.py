@@ -33,9 +33,9 @@ _AT_ONCE = (
     " spool_max_bytes spool_min_free stop_grace warm_ahead"
 )
 _NURSERY = (
-    "apdb_config apdb_patience child_memory export_types ingest inherit_bytes log_format log_level log_levels"
-    " main_pipelines pipeline_parameters preload_padding preprocessing_pipelines rotation_tolerance"
-    " spool_wait worker_timeout"
+    "apdb_config apdb_patience child_memory export_types ingest inherit_bytes log_burst log_format log_level"
+    " log_levels main_pipelines pipeline_parameters preload_padding preprocessing_pipelines"
+    " rotation_tolerance spool_wait worker_timeout"
 )
 _RESTART = (
     "cache_bytes central_repo config_path heartbeat_interval heartbeat_timeout instrument"

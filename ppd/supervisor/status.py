@@ -9,6 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from .faults import ailments
 from .steering import describe_pauses
 from .table import LIVE, PAST_CHILDREN
 
@@ -50,28 +51,9 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         )
     live = [d for d in life.table if d.state in LIVE]
     spool = supervisor.spool_watch
-    faults = []
-    if supervisor.exporter.trouble:
-        faults.append(f"export: {supervisor.exporter.trouble}")
-    if supervisor.central.status.trouble:
-        faults.append(f"replica: {supervisor.central.status.trouble}")
-    faults += supervisor.rollover.faults()
-    faults += filter(None, [spool.fault()])
-    if supervisor.exporter.state.deferred:
-        faults.append(f"export: {supervisor.exporter.state.deferred} hand-overs fail and are tried again")
-    if supervisor.exporter.state.letters:
-        faults.append(f"{supervisor.exporter.state.letters} dead letters: see ppdctl dead-letters list")
-    if not supervisor.nursery.ready:
-        faults.append(f"nursery: {supervisor.nursery.trouble or 'it is starting'}")
-    if supervisor.journal.trouble:
-        faults.append(f"journal: {supervisor.journal.trouble}")
-    sources = supervisor.sources.status()
-    faults += [f"raws from {s.name}: {s.trouble}" for s in sources if s.trouble]
-    blocked = [d for d in life.table.live() if d.phase == "spool_full"]
-    if blocked:
-        faults.append(f"{len(blocked)} children wait for room in the spool {settings.spool_dir}")
+    faults = [a.text for a in ailments(supervisor)]
     return {
-        "health": _health(supervisor, faults),
+        "health": health(supervisor, bool(faults)),
         "faults": faults,
         "pid": os.getpid(),
         "instrument": settings.instrument,
@@ -109,16 +91,17 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         },
         "loop": supervisor.watch.describe(),
         "raws_waiting": life.raws.unmatched,
-        "raw_sources": [dataclasses.asdict(s) for s in sources],
+        "raw_sources": [dataclasses.asdict(s) for s in supervisor.sources.status()],
         "counts": supervisor.counters.as_dict(),
         "errors": supervisor.counters.errors(),
     }
 
 
-def _health(supervisor: Supervisor, faults: list[str]) -> str:
+def health(supervisor: Supervisor, trouble: bool) -> str:
+    """Say in a word how the supervisor is: ``ok``, ``trouble``, ``paused`` or ``draining``."""
     if supervisor.draining:
         return "draining"
-    if faults:
+    if trouble:
         return "trouble"
     return "paused" if supervisor.pauses.all is not None else "ok"
 

@@ -53,6 +53,8 @@ class DetectorVisit:
     main: tuple[str, ...]
     accepted: float
     expires: float
+    announced: float = 0.0
+    """When its visit was announced, Unix seconds."""
     child_memory: int | None = None
     """Bytes that its children's tasks may use."""
     state: State = State.ACCEPTED

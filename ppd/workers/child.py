@@ -90,7 +90,9 @@ def run_child(
     """
     try:
         setup_logging(settings, settle_process(job))
-        bind(group=job.key.group, detector=job.key.detector, instrument=job.key.instrument)
+        key = job.key
+        bind(group=key.group, detector=key.detector, attempt=key.attempt, instrument=key.instrument)
+        bind(deployment=job.deployment)
         about(f"{job.key.group}/{job.key.detector}")
         life = _Life(job, settings, pipelines, description, inherited)
         here("child.settled")

@@ -19,6 +19,7 @@ from typing import Any
 import pydantic
 import zmq
 
+from ..logs import bind
 from ..messages import ChildHeartbeat, DetectorKey, MessageError, decode, encode
 
 _LOG = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class ChildLink:
     def enter(self, phase: str) -> None:
         """Begin a phase; the supervisor knows of it at once."""
         self.phase = phase
+        bind(phase=phase)
         self.send(ChildHeartbeat(key=self._key, phase=phase))
 
     def send(self, message: pydantic.BaseModel) -> None:

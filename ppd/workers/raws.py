@@ -109,6 +109,9 @@ class RawTaker:
         detail: dict[str, Any] = {"uri": message.uri, "snap": message.snap}
         if exposure is not None:
             detail["exposure"] = exposure
+            if taken.event == "ingested":
+                # What alerts are timed from; UTC, as the supervisor's clock has it.
+                detail["shutter_closed"] = float(self.exposures[exposure].info.datetime_end.unix)
         if taken.event != "ingested":
             self.refusals.append(taken)
             _LOG.error("%s: %s", taken.event.replace("_", " ").capitalize(), taken.reason)
