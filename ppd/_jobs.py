@@ -113,6 +113,8 @@ class Job(Message):
     """Output run by pipeline path, and ``NoPipeline`` for preload products."""
     deployment: str = ""
     """ID of the deployment, for the log."""
+    traceparent: str = ""
+    """Context of the detector-visit's trace, as W3C's Trace Context has it; empty: there is none."""
     endpoint: str
     """Where the child connects to the supervisor."""
     local_repo: str

@@ -236,6 +236,9 @@ class Settings(Frozen):
     history_nights: Count = 30
     """For how many nights the journal keeps what is over, for ``ppdctl history`` and ``show``."""
 
+    trace_endpoint: Url | None = None
+    """URL of an OpenTelemetry collector (OTLP over HTTP) that gets traces; there are none when absent."""
+
     log_level: Level = "INFO"
     """Level of ppd's and the middleware's log."""
 

@@ -16,6 +16,7 @@ from metrics_support import Scrape, alerts, firing
 from observatory import Observatory, Ppd, running, wait_for
 
 from bench.moved_clock import environment, move
+from ppd.messages import ControlRequest
 from ppd.visit import TAI_MINUS_UTC
 
 pytestmark = [pytest.mark.night, pytest.mark.slow]
@@ -72,11 +73,16 @@ def _calm(ppd: Ppd) -> Scrape:
     return found
 
 
-def _reload(ppd: Ppd, **changes: object) -> None:
-    config = yaml.safe_load(ppd.config.read_text()) | changes
-    ppd.config.write_text(yaml.safe_dump(config))
-    done = ppd.command("ctl", "reload", "--timeout", "60")
-    assert done.returncode == 0, done.stdout + done.stderr
+@contextlib.contextmanager
+def _changed(ppd: Ppd, **changes: object) -> Iterator[None]:
+    """Have other settings in force for a while; afterwards the file is what it was, to the byte."""
+    text = ppd.config.read_text()
+    for content in (yaml.safe_dump(yaml.safe_load(text) | changes), text):
+        ppd.config.write_text(content)
+        done = ppd.command("ctl", "reload", "--timeout", "60")
+        assert done.returncode == 0, done.stdout + done.stderr
+        if content is not text:
+            yield
 
 
 def _spoiled(ppd: Ppd) -> Scrape:
@@ -101,12 +107,10 @@ def _no_raws(ppd: Ppd) -> Scrape:
 
 def _late(ppd: Ppd) -> Scrape:
     """No pipeline is as fast as that."""
-    _reload(ppd, alert_deadline=0.001)
-    ppd.good_visit("hopeless", 2)
-    ppd.await_state("hopeless", exported=1, timeout=120.0)
-    found = _scrape(ppd)
-    _reload(ppd, alert_deadline=60.0)
-    return found
+    with _changed(ppd, alert_deadline=0.001):
+        ppd.good_visit("hopeless", 2)
+        ppd.await_state("hopeless", exported=1, timeout=120.0)
+        return _scrape(ppd)
 
 
 def _paused(ppd: Ppd) -> Scrape:
@@ -146,6 +150,8 @@ def _raws_are_gone(ppd: Ppd) -> Scrape:
 def _journal_is_held(ppd: Ppd) -> Scrape:
     """As a disk that is full would do, and it holds up the loop as a slow one would."""
     path = ppd.settings.state_dir / "journal.sqlite3"
+    # There will be something to write: it fails when no raw comes.
+    assert ppd.submit(groupId="held", detector=8).ok
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         assert ppd.client.submit(ppd.observatory.message(groupId="unwritten")).code == "unavailable"
@@ -184,24 +190,38 @@ def _dead_letter(ppd: Ppd) -> Scrape:
 
 
 def _spool_is_gone(ppd: Ppd) -> Scrape:
-    """A step of the loop can't do with that."""
     away = ppd.settings.spool_dir.with_name("spool-elsewhere")
     ppd.settings.spool_dir.rename(away)
     try:
-        wait_for(lambda: ppd.counts().get("internal_errors"), 30.0, "a step to fail")
-        return _scrape(ppd)
+        found = _in_trouble(ppd, "spool")
+        assert "can't be used" in str(ppd.client.submit(ppd.observatory.message(groupId="homeless")).error)
+        return found
     finally:
         away.rename(ppd.settings.spool_dir)
 
 
-def _central_is_gone(ppd: Ppd) -> Scrape:
-    away = ppd.central.with_name("central-elsewhere")
-    ppd.central.rename(away)
+def _letters_are_gone(ppd: Ppd) -> Scrape:
+    """Nobody has thought of somebody's putting a file where a folder is."""
+    folder = ppd.settings.spool_dir / "dead-letters"
+    away = folder.with_name("letters-elsewhere")
+    folder.rename(away)
+    folder.write_text("")
     try:
+        request = ControlRequest(command="retry_dead_letters", entries=("x",))
+        assert ppd.client.request(request).code == "unavailable"
+        return _scrape(ppd)
+    finally:
+        folder.unlink()
+        away.rename(folder)
+
+
+def _central_is_held(ppd: Ppd) -> Scrape:
+    """Nobody reads while somebody changes all of it."""
+    path = ppd.central / "gen3.sqlite3"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=30.0)) as db:
+        db.execute("BEGIN EXCLUSIVE")
         assert ppd.submit(groupId="nowhere", detector=7).ok
         return _in_trouble(ppd, "replica")
-    finally:
-        away.rename(ppd.central)
 
 
 _CAUSES: list[tuple[Callable[[Ppd], Scrape], set[str]]] = [
@@ -225,8 +245,9 @@ _CAUSES: list[tuple[Callable[[Ppd], Scrape], set[str]]] = [
     (_raws_are_gone, {"PpdRawSourceTrouble"}),
     (_journal_is_held, {"PpdJournalTrouble", "PpdLoopStalls"}),
     (_dead_letter, {"PpdDeadLetters"}),
-    (_spool_is_gone, {"PpdInternalErrors"}),
-    (_central_is_gone, {"PpdReplicaTrouble"}),
+    (_spool_is_gone, {"PpdSpoolFull"}),
+    (_letters_are_gone, {"PpdInternalErrors"}),
+    (_central_is_held, {"PpdReplicaTrouble"}),
 ]
 _seen: set[str] = set()
 
@@ -242,11 +263,8 @@ def test_cause(ppd: Ppd, provoke: Callable[[Ppd], Scrape], expected: set[str]) -
 
 def test_the_spool_fills(ppd: Ppd) -> None:
     before = _calm(ppd)
-    _reload(ppd, spool_max_bytes=1000)
-    try:
+    with _changed(ppd, spool_max_bytes=1000):
         found = firing([before, _spool_fills(ppd)])
-    finally:
-        _reload(ppd, spool_max_bytes=2**30)
     assert {"PpdSpoolFilling", "PpdSpoolFull"} <= found
     _seen.update({"PpdSpoolFilling", "PpdSpoolFull"})
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
+import http.server
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 from astropy.time import Time
 from metrics_support import ROOT, Scrape, alerts, dashboard_expressions, firing, rules, selectors
-from observatory import Observatory, Ppd, identity, running
+from observatory import Observatory, Ppd, identity, running, wait_for
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from ppd.supervisor.courses import LEGS
 from ppd.supervisor.faults import COMPONENTS
+from ppd.supervisor.traces import traceparent
 from ppd.visit import TAI_MINUS_UTC
 
 pytestmark = pytest.mark.night
@@ -22,9 +29,40 @@ pytestmark = pytest.mark.night
 _NOT_OURS = {"up"}
 
 
+class _Collector(http.server.BaseHTTPRequestHandler):
+    """Takes spans as an OpenTelemetry collector does."""
+
+    spans: ClassVar[list[Span]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        request = ExportTraceServiceRequest.FromString(body)
+        self.spans += [s for r in request.resource_spans for scope in r.scope_spans for s in scope.spans]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
 @pytest.fixture(scope="module")
-def ppd(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ppd]:
-    with running(observatory, tmp_path_factory.mktemp("measured"), image_timeout=60.0) as ppd:
+def collector() -> Iterator[str]:
+    _Collector.spans.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Collector)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1/traces"
+    server.shutdown()
+    thread.join(10.0)
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def ppd(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory, collector: str) -> Iterator[Ppd]:
+    folder = tmp_path_factory.mktemp("measured")
+    with running(observatory, folder, image_timeout=60.0, trace_endpoint=collector) as ppd:
         yield ppd
 
 
@@ -189,6 +227,20 @@ def test_metrics_are_documented(scrape: Scrape) -> None:
     assert documented == exposed
     legs = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|$", text, re.MULTILINE))
     assert {leg.name: leg.what for leg in LEGS} == legs
+
+
+def test_visits_are_traced(ppd: Ppd, scrape: Scrape) -> None:
+    """The supervisor's spans reach the collector; children know their place."""
+
+    def roots() -> set[str]:
+        return {a.value.string_value for s in _Collector.spans if s.name == "visit" for a in s.attributes}
+
+    wait_for(lambda: {"in-time", "spoiled"} <= roots(), 30.0, "spans to be sent")
+    trace = traceparent("DemoCam", "in-time", 1).split("-")[1]
+    own = [s for s in _Collector.spans if s.trace_id.hex() == trace]
+    assert {"visit", "detector-visit", "inputs", "pipeline", "export"} <= {s.name for s in own}
+    [log] = ppd.settings.state_dir.glob("logs/*/*in-time*.log")
+    assert f'"trace_id": "{trace}"' in log.read_text() or f"trace_id={trace}" in log.read_text()
 
 
 def test_the_command_for_programs(ppd: Ppd) -> None:

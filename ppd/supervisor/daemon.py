@@ -63,6 +63,7 @@ from .spool import clear_building, has_ready, make_folders
 from .spool_watch import SpoolWatch
 from .stalls import LoopWatch
 from .table import VisitEntry
+from .traces import start_traces
 from .winding_up import seconds_for, wind_up
 
 _LOG = logging.getLogger(__name__)
@@ -158,7 +159,9 @@ class Supervisor:
         self._undo.callback(self.sockets.close)
         names = {d.name: d.id for d in description.focal_plane.detectors}
         self.sources = RawSources(make_sources(settings, names, self.inbox.put), names)
-        self.measures = Measures(settings)
+        traces = start_traces(settings)
+        self._undo.callback(traces.stop)
+        self.measures = Measures(settings, traces)
         self.measures.know_detectors(self.central.detectors)
         ledger = Ledger(self.journal, self.counters, self.measures)
         self.lifecycle = Lifecycle(
@@ -266,7 +269,10 @@ class Supervisor:
 
     def idle(self) -> bool:
         """Whether nothing is left to do."""
-        return not self.lifecycle.table.unfinished() and not has_ready(self.settings.spool_dir)
+        try:
+            return not self.lifecycle.table.unfinished() and not has_ready(self.settings.spool_dir)
+        except OSError:
+            return False  # nobody knows what is in the spool
 
     def drain(self) -> None:
         """Take no more visits, and export without waiting for fuller batches."""

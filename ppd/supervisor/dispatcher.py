@@ -167,6 +167,7 @@ class Dispatcher:
             main=d.main,
             runs=entry.runs,
             deployment=entry.deployment.id,
+            traceparent=self._ledger.measures.traces.parent(d),
             endpoint=self._endpoint,
             local_repo=str(local_repo(self._settings, d)),
             spool=str(self._settings.spool_dir),

@@ -370,6 +370,7 @@ class Lifecycle:
         for entry in self.table.finished():
             if not entry.over:
                 entry.over = True
+                self.ledger.measures.traces.visit(entry, time.time())
                 states = [d.state for d in entry.detectors.values()]
                 failed = states.count(State.FAILED)
                 level = logging.WARNING if failed else logging.INFO

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from ..config import Settings
 from .courses import LEGS, SPANS, Course, Leg
 from .table import OVER, DetectorVisit, State
+from .traces import NoTraces, Traces
 
 # Seconds; 60 is the deadline of alerts, and has to be among them.
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 300, 600, 3600)
@@ -27,10 +28,13 @@ class Measures:
     ----------
     settings : `ppd.config.Settings`
         ``alert_deadline`` is read when it is needed.
+    traces : `ppd.supervisor.traces.Traces`, optional
+        Is told what is over.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, traces: Traces | None = None):
         self._settings = settings
+        self.traces = traces or NoTraces()
         self._since = time.time()
         self._courses: dict[tuple[str, int], Course] = {}
         # ppd_start_time_seconds says as much, for all of them.
@@ -99,6 +103,7 @@ class Measures:
             if d.state is State.FAILED:
                 self._failures.labels(str(d.detector)).inc()
             self._courses.pop((d.group, d.detector), None)
+            self.traces.detector_visit(d, time.time())
 
     def happened(self, d: DetectorVisit, name: str, when: float, detail: Mapping[str, Any]) -> None:
         """Take note of an event of a detector-visit, at a time in Unix seconds."""
@@ -122,13 +127,16 @@ class Measures:
             return
         for leg in LEGS:
             if leg.end == name:
-                self._observe(self._legs.labels(leg.name), course, leg)
+                seconds = self._observe(self._legs.labels(leg.name), course, leg)
+                if seconds is not None:
+                    self.traces.leg(d, leg.name, when - seconds, when)
         for span in SPANS:
             if span.end == name:
                 self._observe(self._spans[span.name], course, span)
 
     @staticmethod
-    def _observe(histogram: Histogram, course: Course, leg: Leg) -> None:
+    def _observe(histogram: Histogram, course: Course, leg: Leg) -> float | None:
         seconds = course.taken(leg)
         if seconds is not None:
             histogram.observe(seconds)
+        return seconds

@@ -41,7 +41,7 @@ _RESTART = (
     "cache_bytes central_repo config_path heartbeat_interval heartbeat_timeout instrument"
     " instrument_description local_repos raw_bucket raw_dirs raw_microservice raw_observer raw_poll_max"
     " raw_poll_min raw_prefix raw_settle read_central_repo s3_endpoint shm_dir shm_fallback shm_min_free"
-    " skymap socket_dir spool_dir state_dir transfer_workers"
+    " skymap socket_dir spool_dir state_dir trace_endpoint transfer_workers"
 )
 
 KINDS: dict[str, Kind] = {

@@ -40,8 +40,9 @@ class SpoolWatch:
         self._exporter = exporter
         self._looked = 0.0
         self._warned = False
-        self.free = shutil.disk_usage(settings.spool_dir).free
-        """Bytes free on the spool's file system."""
+        self._lost: str | None = None
+        self.free = self._look_at_disk()
+        """Bytes free on the spool's file system; 0 when it can't be looked at."""
 
     @property
     def bytes(self) -> int:
@@ -60,8 +61,10 @@ class SpoolWatch:
             return
         self._looked = now
         settings = self._settings
-        self.free = shutil.disk_usage(settings.spool_dir).free
+        self.free = self._look_at_disk()
         share = self.share
+        if self._lost is not None:
+            return
         if share > _EARLY and not self._warned:
             self._warned = True
             message = (
@@ -75,9 +78,24 @@ class SpoolWatch:
             self._warned = False
             _LOG.info("The spool %s has room again.", settings.spool_dir)
 
+    def _look_at_disk(self) -> int:
+        try:
+            free = shutil.disk_usage(self._settings.spool_dir).free
+        except OSError as e:
+            if self._lost is None:
+                _LOG.error("The spool can't be used: %s; no visit is taken until it can.", e)
+            self._lost = str(e)
+            return 0
+        if self._lost is not None:
+            self._lost = None
+            _LOG.warning("The spool %s is there again.", self._settings.spool_dir)
+        return free
+
     @property
     def share(self) -> float:
-        """How much of what the spool may hold is used: 1.0 is full."""
+        """How much of what the spool may hold is used: 1.0 is full, or out of reach."""
+        if self._lost is not None:
+            return 1.0
         room = max(0, self.free - self._settings.spool_min_free)
         limit = min(self._settings.spool_max_bytes, self.bytes + room)
         return self.bytes / limit if limit > 0 else 1.0
@@ -89,6 +107,8 @@ class SpoolWatch:
 
     def fault(self) -> str | None:
         """What an operator should know."""
+        if self._lost is not None:
+            return f"the spool can't be used: {self._lost}; no visit is taken and no child begins"
         if not self.has_room:
             return (
                 f"{self.free} bytes are free on the file system of the spool {self._settings.spool_dir}: "
@@ -113,7 +133,9 @@ class SpoolWatch:
                 f"Visit {identity}: the spool holds {self.bytes} bytes, more than "
                 f"{settings.spool_max_bytes}; no visit is taken until it drains."
             )
-        free = shutil.disk_usage(settings.spool_dir).free
+        free = self._look_at_disk()
+        if self._lost is not None:
+            raise SpoolFullError(f"Visit {identity}: the spool can't be used: {self._lost}.")
         if free < settings.spool_min_free:
             raise SpoolFullError(
                 f"Visit {identity}: the file system of the spool {settings.spool_dir} has {free} bytes free, "

@@ -92,7 +92,7 @@ def run_child(
         setup_logging(settings, settle_process(job))
         key = job.key
         bind(group=key.group, detector=key.detector, attempt=key.attempt, instrument=key.instrument)
-        bind(deployment=job.deployment)
+        bind(deployment=job.deployment, trace_id=job.traceparent.split("-")[1] if job.traceparent else None)
         about(f"{job.key.group}/{job.key.detector}")
         life = _Life(job, settings, pipelines, description, inherited)
         here("child.settled")

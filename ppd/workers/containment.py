@@ -30,6 +30,7 @@ from typing import Any, TextIO
 from ..messages import CHILD_VARIABLE, MARK_BYTES, Job
 from .phases import ignore_cuts
 from .segments import record_segments
+from .tracing import join_trace
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def settle_process(job: Job) -> TextIO:
     tempfile.tempdir = str(job.own_folder / "tmp")
     os.environ.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), tempfile.tempdir))
     os.chdir(job.own_folder / "work")
+    join_trace(job.traceparent)
     record_segments(job.own_folder / "segments")
     # A core may be larger than the disk, and there may be one per detector.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

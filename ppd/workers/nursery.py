@@ -151,6 +151,8 @@ def main() -> int:
         astropy.time.Time.now().tai.utc.isot  # noqa: B018
         _import_formatter(description)
         choose_ingest(settings.ingest, description)
+        if settings.trace_endpoint is not None:
+            _import_early(("opentelemetry.propagate",))
     except Exception as e:
         # Task modules and configs are other people's code: anything may come.
         reason = str(e)
