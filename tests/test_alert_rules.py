@@ -77,12 +77,17 @@ def _calm(ppd: Ppd) -> Scrape:
 def _changed(ppd: Ppd, **changes: object) -> Iterator[None]:
     """Have other settings in force for a while; afterwards the file is what it was, to the byte."""
     text = ppd.config.read_text()
-    for content in (yaml.safe_dump(yaml.safe_load(text) | changes), text):
-        ppd.config.write_text(content)
-        done = ppd.command("ctl", "reload", "--timeout", "60")
-        assert done.returncode == 0, done.stdout + done.stderr
-        if content is not text:
-            yield
+    _reload(ppd, yaml.safe_dump(yaml.safe_load(text) | changes))
+    try:
+        yield
+    finally:
+        _reload(ppd, text)
+
+
+def _reload(ppd: Ppd, text: str) -> None:
+    ppd.config.write_text(text)
+    done = ppd.command("ctl", "reload", "--timeout", "60")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _spoiled(ppd: Ppd) -> Scrape:
@@ -221,7 +226,7 @@ def _central_is_held(ppd: Ppd) -> Scrape:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=30.0)) as db:
         db.execute("BEGIN EXCLUSIVE")
         assert ppd.submit(groupId="nowhere", detector=7).ok
-        return _in_trouble(ppd, "replica")
+        return _in_trouble(ppd, "central")
 
 
 _CAUSES: list[tuple[Callable[[Ppd], Scrape], set[str]]] = [
@@ -247,7 +252,7 @@ _CAUSES: list[tuple[Callable[[Ppd], Scrape], set[str]]] = [
     (_dead_letter, {"PpdDeadLetters"}),
     (_spool_is_gone, {"PpdSpoolFull"}),
     (_letters_are_gone, {"PpdInternalErrors"}),
-    (_central_is_held, {"PpdReplicaTrouble"}),
+    (_central_is_held, {"PpdCentralAway"}),
 ]
 _seen: set[str] = set()
 
@@ -294,4 +299,5 @@ def test_it_is_down_and_started_again_and_again(ppd: Ppd) -> None:
 
 
 def test_all_have_fired() -> None:
-    assert _seen == set(alerts()), "run the whole module"
+    """But for the replica's, for which there must be one: see `test_postgres_replica`."""
+    assert _seen == set(alerts()) - {"PpdReplicaTrouble"}, "run the whole module"

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from metrics_support import Scrape, firing
 from observatory import Observatory, Ppd, identity, wait_for
 from postgres_observatory import PostgresObservatory, postgres_observatory
 from postgres_support import PostgresServer
@@ -230,6 +231,8 @@ def test_replica_goes_away_and_comes_back(servers: PostgresObservatory, ppd: Ppd
 @pytest.mark.slow
 def test_start_without_replica_is_told_at_once(alone: Ppd) -> None:
     assert_told(alone)
+    scrape = Scrape(alone.command("ctl", "metrics").stdout)
+    assert firing([scrape, scrape]) == {"PpdReplicaTrouble"}
 
 
 @pytest.mark.slow

@@ -127,6 +127,21 @@ def test_lost_connection(central: CentralButlers, clock: Clock, fault: Exception
     assert (central.trouble, len(clock.slept)) == (None, 1)
 
 
+def test_the_primary_is_away(central: CentralButlers, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """It is known until it has been read again."""
+    away = [True]
+    asked = Asked(lambda name, _: _lost() if name == "primary" and away else None)
+    with pytest.raises(CentralUnavailableError, match="primary does not answer"):
+        central.read(asked, primary=True)
+    assert central.away is not None and central.trouble is None
+    assert central.read(asked) == "replica"
+    assert central.away is not None
+    away.clear()
+    assert central.read(asked, primary=True) == "primary"
+    assert central.away is None
+    assert "The central repo is back" in caplog.text
+
+
 def test_replica_is_away(central: CentralButlers, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """The primary answers; the replica is left alone for a while, and used again when it is back."""
     away = True

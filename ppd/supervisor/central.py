@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["CentralReader"]
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -66,6 +67,8 @@ class ReaderStatus:
     """Datasets that were fetched ahead."""
     trouble: str | None = None
     """What is wrong with the read replica."""
+    away: str | None = None
+    """Why the primary could not be read."""
 
 
 class CentralReader:
@@ -222,7 +225,7 @@ class CentralReader:
             self._guarded(self._learn_first)
         while not self._ending.is_set():
             try:
-                wait = _LOOK_SECONDS if self._central.trouble else None
+                wait = _LOOK_SECONDS if self._central.trouble or self._central.away else None
                 request = self._requests.get(block=not self._prefetcher.busy, timeout=wait)
             except queue.Empty:
                 self._guarded(self._fetch_ahead if self._prefetcher.busy else self._look)
@@ -232,8 +235,12 @@ class CentralReader:
             self._guarded(functools.partial(self._serve, request))
 
     def _look(self) -> None:
-        """See whether the replica is back: no visit may be there to find out."""
-        self._central.read(lambda butler: butler.query_dimension_records("visit_system", explain=False))
+        """See whether what was away is back: no visit may be there to find out."""
+        away = self._central.away is not None
+        with contextlib.suppress(CentralUnavailableError):
+            self._central.read(
+                lambda butler: butler.query_dimension_records("visit_system", explain=False), primary=away
+            )
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -248,6 +255,7 @@ class CentralReader:
             self._prefetcher.waiting,
             self._prefetcher.fetched,
             self._central.trouble,
+            self._central.away,
         )
 
     def _serve(self, request: _Request) -> None:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 COMPONENTS = {
     "export": "outputs don't reach the central repo",
-    "replica": "the read replica, or the central repo where there is none, does not answer",
+    "central": "the central repo does not answer; inputs are asked for again and again",
+    "replica": "the read replica does not answer; the primary is asked instead",
     "init_outputs": "the central repo is not prepared for a night",
     "spool": "outputs that wait for export take too much room",
     "dead_letters": "outputs were set aside because central does not take them",
@@ -57,6 +58,8 @@ def _look(supervisor: Supervisor) -> Iterator[tuple[str, str]]:
     state = supervisor.exporter.state
     if supervisor.exporter.trouble:
         yield "export", f"export: {supervisor.exporter.trouble}"
+    if supervisor.central.status.away:
+        yield "central", f"central: {supervisor.central.status.away}"
     if supervisor.central.status.trouble:
         yield "replica", f"replica: {supervisor.central.status.trouble}"
     for text in supervisor.rollover.faults():

@@ -116,6 +116,8 @@ class CentralButlers:
         self._resting_until = 0.0
         self.trouble: str | None = None
         """What is wrong with the replica, if anything is."""
+        self.away: str | None = None
+        """Why the primary could not be read, when it was last tried."""
 
     @property
     def has_replica(self) -> bool:
@@ -159,7 +161,15 @@ class CentralButlers:
                     _LOG.warning("The read replica is back.")
                     self.trouble = None
                 return result
-        return self._attempt("primary", work)
+        try:
+            result = self._attempt("primary", work)
+        except CentralUnavailableError as e:
+            self.away = str(e)
+            raise
+        if self.away is not None:
+            _LOG.warning("The central repo is back.")
+            self.away = None
+        return result
 
     def _attempt(self, name: str, work: Callable[[Butler], _T]) -> _T:
         fault: sqlalchemy.exc.SQLAlchemyError
