@@ -12,11 +12,8 @@ from typing import Any, Self
 
 import zmq
 
-from ..messages import ControlReply, ControlRequest, Pointing, decode, encode
-
-
-class NoSupervisorError(RuntimeError):
-    """Raised when no supervisor answers."""
+from .._control_messages import ControlReply, ControlRequest, Pointing
+from .options import NoSupervisorError
 
 
 class ControlClient:
@@ -73,18 +70,20 @@ class ControlClient:
         socket = self._context.socket(zmq.DEALER)
         try:
             socket.connect(self._endpoint)
-            socket.send(encode(request))
+            socket.send(request.model_dump_json().encode())
             if not socket.poll(int(timeout * 1000)):
                 raise NoSupervisorError(f"No ppd answers at {self._endpoint} within {timeout:g} s.")
-            reply = decode(socket.recv())
-            assert isinstance(reply, ControlReply)
-            return reply
+            return ControlReply.model_validate_json(socket.recv())
         finally:
             socket.close(linger=0)
 
-    def submit(self, visit: Any) -> ControlReply:
-        """Announce a visit; ``visit`` is the nextVisit message."""
-        return self.request(ControlRequest(command="submit", visit=visit))
+    def submit(self, visit: Any, detectors: Sequence[int] = ()) -> ControlReply:
+        """Announce a visit, or some detectors of it; ``visit`` is the nextVisit message."""
+        return self.request(ControlRequest(command="submit", visit=visit, detectors=tuple(detectors)))
+
+    def visits(self) -> dict[str, Any]:
+        """Ask for the visits that the supervisor has in hand, and which night it is."""
+        return self.request(ControlRequest(command="visits")).result
 
     def status(self, timeout: float | None = None) -> dict[str, Any]:
         """Ask how the supervisor is."""

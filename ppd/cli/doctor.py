@@ -12,13 +12,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
-
-from rich.console import Console
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigurationError, one_line
-from .options import settings_of
+from .options import add_command, settings_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +46,20 @@ def add_doctor_command(commands: Any, common: argparse.ArgumentParser) -> None:
     common : `argparse.ArgumentParser`
         Options that every command has.
     """
-    doctor = commands.add_parser(
-        "doctor", parents=[common], help="what is wrong with this machine, and how to mend it"
+    doctor = add_command(
+        commands,
+        common,
+        "doctor",
+        "what is wrong with this machine, and how to mend it",
+        "Looks at Python, packages, clock, limits, folders, shared memory, raws, pipelines, central repo,"
+        " replica, init-outputs, APDB, bucket and the running ppd. Exit code 1: there is a fault.",
     )
     doctor.add_argument(
-        "--patience", type=float, default=20.0, help="seconds that each check may take (default: 20)"
+        "--patience",
+        type=float,
+        default=20.0,
+        metavar="SECONDS",
+        help="what has not answered after so many seconds is a fault (20)",
     )
     doctor.set_defaults(run=_doctor, alone=True)
 
@@ -78,7 +87,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
         found = {name: [dataclasses.asdict(f) for f in some] for name, some in findings.items()}
         print(json.dumps(found, indent=2))
     else:
-        _print(findings, Console())
+        from .screen import make_console
+
+        _print(findings, make_console())
     return 1 if any(f.level == "fault" for some in findings.values() for f in some) else 0
 
 
@@ -122,6 +133,8 @@ def _examine(name: str, check: Check, done: dict[str, list[Finding]]) -> None:
 
 
 def _print(findings: Mapping[str, list[Finding]], console: Console) -> None:
+    from .screen import Text
+
     for name, some in findings.items():
         for finding in some:
             line = Text.assemble((f"{finding.level:<8}", _STYLES[finding.level]), f"{name}: {finding.text}")
