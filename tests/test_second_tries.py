@@ -6,6 +6,13 @@ One ppd for all: a visit of which each detector meets another fate, and a second
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
 from collections.abc import Iterator
 from typing import Any
 
@@ -211,3 +218,30 @@ def test_status_again_and_again(operator: _Operator, capsys: pytest.CaptureFixtu
     assert "\x1b" not in shown
     lines = operator("status", "--watch", "--looks", "3", "--every", "0.1", "--json").splitlines()
     assert [json.loads(line)["health"] for line in lines] == ["ok"] * 3
+
+
+def test_status_on_a_terminal(site: CrashSite) -> None:
+    """On a screen of its own, which it leaves as it was at Ctrl-C."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppd.cli.ctl", "status", "--watch", "--every", "0.1", "--config", site.config],
+        stdout=slave,
+        env={**site.environ, "TERM": "xterm"},
+    )
+    os.close(slave)
+    try:
+        shown = b""
+        while shown.count(b"detector-visits: ") < 3:
+            assert select.select([master], [], [], 30.0)[0], shown
+            shown += os.read(master, 65536)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20.0) == 0
+        shown += os.read(master, 65536)
+    finally:
+        process.kill()
+        process.wait(10.0)
+        os.close(master)
+    assert shown.startswith(b"\x1b[?1049h")
+    assert b"\x1b[?1049l" in shown
+    assert b"\x1b[1;32mok" in shown

@@ -21,11 +21,11 @@ from .cache_commands import add_cache_commands
 from .completion_command import add_completion_command
 from .config_commands import add_config_commands
 from .dead_letter_commands import add_dead_letter_commands
-from .doctor import add_doctor_command
+from .doctor_command import add_doctor_command
 from .history_commands import add_history_commands
 from .input_commands import add_input_commands
 from .log_commands import add_log_commands
-from .options import EXIT_CODES, NoSupervisorError, add_command, common_options, settings_of, tell
+from .options import EXIT_CODES, NoSupervisorError, add_command, common_options, settings_of, sockets_of, tell
 from .reload_command import add_reload_command
 from .status_command import add_status_command
 from .steering_commands import add_steering_commands
@@ -72,8 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return int(arguments.run(settings_of(arguments), arguments))
     from .client import ControlClient
 
-    socket_dir = arguments.socket_dir or settings_of(arguments).socket_dir
-    with ControlClient(socket_dir, arguments.timeout) as client:
+    with ControlClient(sockets_of(arguments), arguments.timeout) as client:
         return int(arguments.run(client, arguments))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Finding", "add_doctor_command", "examine"]
+__all__ = ["Finding", "examine", "run_doctor"]
 
 import argparse
 import dataclasses
@@ -12,10 +12,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import ConfigurationError, one_line
-from .options import add_command, settings_of
+from .options import settings_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,35 +36,8 @@ _STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 Check = Callable[[], Iterator[Finding]]
 
 
-def add_doctor_command(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add the command to ``ppdctl``.
-
-    Parameters
-    ----------
-    commands : `argparse._SubParsersAction`
-        Where to add it.
-    common : `argparse.ArgumentParser`
-        Options that every command has.
-    """
-    doctor = add_command(
-        commands,
-        common,
-        "doctor",
-        "what is wrong with this machine, and how to mend it",
-        "Looks at Python, packages, clock, limits, folders, shared memory, raws, pipelines, central repo,"
-        " replica, init-outputs, APDB, bucket and the running ppd. Exit code 1: there is a fault.",
-    )
-    doctor.add_argument(
-        "--patience",
-        type=float,
-        default=20.0,
-        metavar="SECONDS",
-        help="what has not answered after so many seconds is a fault (20)",
-    )
-    doctor.set_defaults(run=_doctor, alone=True)
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
+def run_doctor(arguments: argparse.Namespace) -> int:
+    """Look at everything, and print what was found; see `ppd.cli.doctor_command`."""
     # They need the middleware, for which the other commands need not wait.
     from .doctor_checks import LOCAL_CHECKS, SETTINGS_CHECKS
     from .doctor_services import SERVICE_CHECKS

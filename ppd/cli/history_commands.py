@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["add_history_commands"]
 
 import argparse
-import dataclasses
 import json
 import re
 import time
@@ -103,6 +102,8 @@ def _history(settings: Settings, arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
     )
     if arguments.json:
+        import dataclasses
+
         print(json.dumps([dataclasses.asdict(v) for v in visits], indent=2))
         return 0
     if not visits:
@@ -133,6 +134,8 @@ def _show(settings: Settings, arguments: argparse.Namespace) -> int:
     else:
         found = show_detector(settings.state_dir, arguments.group, arguments.detector)
     if arguments.json:
+        import dataclasses
+
         print(json.dumps(dataclasses.asdict(found), indent=2))
         return 0
     from .screen import make_console

@@ -18,6 +18,7 @@ __all__ = [
     "parse_detectors",
     "print_detectors",
     "settings_of",
+    "sockets_of",
     "tell",
 ]
 
@@ -29,6 +30,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._config_file import find_config, find_sockets
 from .._limits import MAX_DETECTORS
 
 if TYPE_CHECKING:
@@ -130,9 +132,28 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     ppd.errors.ConfigurationError
         Raised if they can't be used.
     """
-    from ..config import find_config, load_settings
+    from ..config import load_settings
 
     return load_settings(find_config(arguments.config, os.environ), os.environ)
+
+
+def sockets_of(arguments: argparse.Namespace) -> Path:
+    """Find ppd's folder of sockets, without reading the whole configuration if that can be.
+
+    Parameters
+    ----------
+    arguments : `argparse.Namespace`
+        With ``config`` and ``socket_dir``, from `common_options`.
+
+    Raises
+    ------
+    ppd.errors.ConfigurationError
+        Raised if the configuration does not say.
+    """
+    given: Path | None = arguments.socket_dir
+    path = find_config(arguments.config, os.environ)
+    found = given or (find_sockets(path) if path is not None else None)
+    return found or settings_of(arguments).socket_dir
 
 
 def parse_detectors(text: str) -> tuple[int, ...]:
