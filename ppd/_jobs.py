@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import pydantic
 
+from ._control_messages import Message
+
 CHILD_VARIABLE = "PPD_CHILD"
 """Environment variable by which a process can be recognised as a child's, or a child's child's."""
 
@@ -18,12 +20,6 @@ Time = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 """Seconds: a span, or Unix time."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.+-]")
-
-
-class Message(pydantic.BaseModel):
-    """A model that does not change and knows all its fields."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
 
 class DetectorKey(Message):

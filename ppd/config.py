@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
+from ._config_file import find_config
 from ._setting_types import (
     Bytes,
     Count,
@@ -27,7 +28,6 @@ from ._setting_types import (
     split_levels,
 )
 
-_DEFAULT_CONFIG = Path("/etc/ppd/ppd.yaml")
 _UNIX_PATH_BYTES = 107
 # The longest name that ppd gives to a socket in its socket directory.
 _SOCKET_NAME_BYTES = 20
@@ -312,29 +312,6 @@ class Settings(Frozen):
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Return the settings that `to_dict` was called on."""
         return cls.model_validate(data)
-
-
-def find_config(given: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """Find the configuration file of a command.
-
-    Parameters
-    ----------
-    given : `pathlib.Path` or `None`
-        What the command line says.
-    environ : `~collections.abc.Mapping` [ `str`, `str` ]
-        The environment.
-
-    Returns
-    -------
-    path : `pathlib.Path` or `None`
-        The file given, else that of ``PPD_CONFIG``, else
-        ``/etc/ppd/ppd.yaml`` where there is one.
-    """
-    if given is not None:
-        return given
-    if environ.get("PPD_CONFIG"):
-        return Path(environ["PPD_CONFIG"])
-    return _DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:

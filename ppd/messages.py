@@ -63,6 +63,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from annotated_types import Interval
 
+from ._control_messages import ControlReply, ControlRequest, Message, Pointing
 from ._export_messages import (
     Discard,
     Exported,
@@ -80,12 +81,12 @@ from ._jobs import (
     DetectorKey,
     InputType,
     Job,
-    Message,
     PipelineSummary,
     Predecessor,
     Time,
     own_folder,
 )
+from ._limits import MAX_DETECTORS, MAX_ENTRIES, MAX_REASON
 
 FailureClass = Literal["retriable", "final", "ignorable"]
 """What a failure has changed outside ppd (invariant 7 of the design)."""
@@ -93,12 +94,6 @@ FailureClass = Literal["retriable", "final", "ignorable"]
 # What is sent a signal is a process, and never all processes or a group (0, -1).
 _Pid = Annotated[int, Interval(gt=1, lt=2**31)]
 _MAX_FAULT = 1000
-MAX_ENTRIES = 20
-"""How many dead letters one request may name: the supervisor deals with them in one turn."""
-MAX_DETECTORS = 1000
-"""How many detectors one request may name."""
-MAX_REASON = 500
-"""Characters of an operator's reason."""
 
 
 class MessageError(ValueError):
@@ -303,68 +298,6 @@ class CancelWork(Message):
 
     kind: Literal["cancel_work"] = "cancel_work"
     reason: str
-
-
-class Pointing(Message):
-    """Where the telescope may point."""
-
-    ra: Annotated[float, Interval(ge=-360.0, le=360.0)] | None = None
-    """ICRS degrees; without a position only what does not depend on it is meant."""
-    dec: Annotated[float, Interval(ge=-90.0, le=90.0)] | None = None
-    """ICRS degrees."""
-    physical_filter: str | None = None
-    """Without a filter only what does not depend on it is meant."""
-
-
-class ControlRequest(Message):
-    """A command of ``ppdctl`` or of a player that announces a visit."""
-
-    kind: Literal["control_request"] = "control_request"
-    command: Literal[
-        "status",
-        "submit",
-        "inputs",
-        "prefetch",
-        "retry_dead_letters",
-        "drop_dead_letters",
-        "drain",
-        "stop",
-        "reload",
-        "reloading",
-        "pause",
-        "resume",
-        "cancel",
-        "metrics",
-    ]
-    visit: Any = None
-    """The nextVisit message, for ``submit``: text or object, as it came."""
-    group: str | None = None
-    """Which visit, for ``inputs`` and ``cancel``."""
-    detector: int | None = None
-    """Only this detector's, for ``inputs``."""
-    detectors: Annotated[tuple[int, ...], pydantic.Field(max_length=MAX_DETECTORS)] = ()
-    """Only these, for ``pause``, ``resume`` and ``cancel``; else all."""
-    reason: Annotated[str, pydantic.Field(max_length=MAX_REASON)] = ""
-    """Why it is paused or cancelled, for those who read it later."""
-    pointings: tuple[Pointing, ...] = ()
-    """What to fetch, for ``prefetch``."""
-    entries: Annotated[tuple[str, ...], pydantic.Field(max_length=MAX_ENTRIES)] = ()
-    """Names of dead letters."""
-    number: int | None = None
-    """Which reload, for ``reloading``; else the last."""
-    now: bool = False
-    """Whether to wait for nothing, for ``stop``."""
-
-
-class ControlReply(Message):
-    """The answer to a `ControlRequest`."""
-
-    kind: Literal["control_reply"] = "control_reply"
-    ok: bool
-    error: str | None = None
-    code: str = "ok"
-    """``ok``, ``malformed``, ``stale``, ``duplicate``, ``ignored``, ``unavailable``, ``unknown``."""
-    result: dict[str, Any] = pydantic.Field(default_factory=dict)
 
 
 _AnyMessage = Annotated[

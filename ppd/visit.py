@@ -13,6 +13,7 @@ __all__ = [
     "check_fresh",
     "fan_out",
     "parse_visit",
+    "renewed",
 ]
 
 import enum
@@ -295,6 +296,26 @@ def check_fresh(visit: BareVisit, now: float, expiration: float) -> None:
         raise StaleVisitError(
             f"Visit {visit.identity}: the message is {age:.0f} s old and expired after {expiration:.0f} s."
         )
+
+
+def renewed(visit: BareVisit, now: float) -> BareVisit:
+    """Return the message as if it had been published now; what it announces stays.
+
+    Parameters
+    ----------
+    visit : `BareVisit`
+        The visit.
+    now : `float`
+        The time, UTC Unix seconds.
+    """
+    return visit.model_copy(
+        update={
+            # Where nothing else says when it began, the publication does.
+            "startTime": visit.startTime or visit.private_sndStamp,
+            "private_sndStamp": now + TAI_MINUS_UTC,
+            "private_efdStamp": 0.0,
+        }
+    )
 
 
 def parse_visit(data: bytes | str | Mapping[str, Any]) -> BareVisit:

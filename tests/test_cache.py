@@ -35,7 +35,7 @@ from repo_support import (
 )
 
 from ppd.cache.repo import CacheRepo
-from ppd.errors import SharedMemoryError
+from ppd.errors import PpdError, SharedMemoryError
 
 NONE: frozenset[uuid.UUID] = frozenset()
 SIZE = 4000
@@ -373,3 +373,40 @@ def test_chains_follow_central(cache: CacheRepo, central: Butler) -> None:
 def test_folder_of_the_cache_is_private(cache: CacheRepo) -> None:
     assert cache.child_config.stat().st_mode & 0o777 == 0o600
     assert os.stat(cache.place).st_mode & 0o777 == 0o700  # noqa: PTH116
+
+
+def test_pinned(place: Path, central: Butler) -> None:
+    """It stays when all else has gone, up to half of the cache; what nobody holds can be dropped."""
+    cache = open_cache(place, central, max_bytes=6 * SIZE)
+    limits = [put(central, "limits", "limits", detector=d, size=SIZE // 2) for d in range(3)]
+    models = _models(central, 4, SIZE // 2)
+    cache.fetch(central, [*limits, *models], NONE)
+    with pytest.raises(PpdError, match="No pipeline has a dataset type 'nothing'"):
+        cache.pin(["limits", "nothing"])
+    assert not any(t.pinned for t in cache.by_type())
+    cache.pin(["limits"])
+    cache.lease("child", ids_of(models[0]))
+    cache._evict(0, keep=())
+    assert _held(cache, *limits, *models) == [True] * 3 + [True] + [False] * 3
+    (first, second) = cache.by_type()
+    assert (first.name, first.datasets, first.leased, first.pinned) == ("limits", 3, 0, True)
+    assert (second.name, second.datasets, second.leased, second.pinned) == ("model", 1, 1, False)
+    assert cache.evict({"model"}) == (0, 0)
+    cache.release("child")
+    assert cache.evict({"model"}) == (1, second.bytes)
+    # More than its share of it: the oldest goes, as if it were not pinned.
+    more = [put(central, "limits", "limits", detector=d, size=SIZE) for d in range(3, 6)]
+    cache.fetch(central, more, NONE)
+    cache._evict(0, keep=ids_of(*more))
+    assert _held(cache, *limits, *more)[-3:] == [True] * 3
+    assert not all(_held(cache, *limits))
+    assert cache.unpin("limits") and not cache.unpin("limits")
+    cache.close()
+
+
+def test_too_much_to_be_pinned(place: Path, central: Butler) -> None:
+    cache = open_cache(place, central, max_bytes=5 * SIZE)
+    cache.fetch(central, _models(central, 3), NONE)
+    with pytest.raises(PpdError, match="half of cache_bytes"):
+        cache.pin(["model"])
+    cache.close()

@@ -146,10 +146,22 @@ def test_nursery_loads_nothing_of_the_supervisor() -> None:
 
 def test_commands_load_no_middleware() -> None:
     """An operator who looks every second must not wait for it: it takes two."""
-    program = "import sys, ppd.cli.ctl; print(*sorted(m.partition('.')[0] for m in sys.modules))"
+    program = (
+        "import sys, ppd.cli.ctl, ppd.cli.client, ppd.cli.screen;"
+        "print(*sorted(m.partition('.')[0] for m in sys.modules))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     loaded = set(done.stdout.split())
     assert "zmq" in loaded
     assert not loaded & {"lsst", "astropy", "numpy", "sqlalchemy"}
+
+
+def test_commands_are_defined_without_all_that_they_use() -> None:
+    """Help and completion come at once: what takes a while is imported by who needs it."""
+    program = "import sys, ppd.cli.ctl as c; c.make_parser(); print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert not set(done.stdout.split()) & {"pydantic", "rich", "zmq", "yaml", "sqlite3", "shtab"}

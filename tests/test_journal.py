@@ -271,3 +271,33 @@ def test_not_a_database(path: Path) -> None:
     path.write_text("dear diary, " * 1000)
     with pytest.raises(ConfigurationError, match="can't be used"):
         Journal(path)
+
+
+def test_accepted_again(path: Path) -> None:
+    """Durable at once, with the message that a start takes up; before, all is told that may forbid it."""
+    journal = Journal(path)
+    assert journal.find("Cam", "g") is None
+    journal.visit_accepted("Cam", "g", [1, 2, 3], MESSAGE, "test")
+    for detector, uri in ((1, "/raws/a"), (1, "/raws/b"), (1, "/raws/a"), (2, "/raws/c")):
+        journal.event("Cam", "g", detector, "raw_seen", {"uri": uri})
+    journal.event("Cam", "g", 2, "exported", {"datasets": 7})
+    for detector, attempt in ((1, 2), (2, 1)):
+        journal.state("Cam", "g", detector, "failed", attempt=attempt, pipeline="Ap", reason="because")
+    journal.commit()
+    found = journal.find("Cam", "g")
+    assert found is not None and found.message == MESSAGE
+    assert found.detectors == {
+        1: ("failed", 2, 0, ("/raws/a", "/raws/b")),
+        2: ("failed", 1, 7, ("/raws/c",)),
+        3: ("accepted", 1, 0, ()),
+    }
+    journal.accepted_again("Cam", "g", {**MESSAGE, "nimages": 2}, {1: 3}, "mended")
+    other = Journal(path)  # as a start would
+    (left,) = other.unfinished()
+    assert (left.message["nimages"], left.detectors, left.attempts) == (2, (1, 3), {1: 3, 3: 1})
+    assert _rows(path, "SELECT detail FROM event WHERE name='retry_asked'") == [
+        ('{"attempt": 3, "reason": "mended"}',)
+    ]
+    assert _rows(path, "SELECT pipeline, reason FROM detector_visit WHERE detector=1") == [("Ap", None)]
+    other.close()
+    journal.close()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ppd.cli.steering_commands import describe_paused, parse_detectors
+from ppd.cli.options import parse_detectors
+from ppd.cli.steering_commands import describe_paused
 from ppd.errors import PpdError
 from ppd.supervisor.pauses import Pauses
 

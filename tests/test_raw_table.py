@@ -171,3 +171,21 @@ def test_copies_in_other_places() -> None:
     assert raw.key is not None
     assert not table.is_copy(dataclasses.replace(bucket, key=dataclasses.replace(raw.key, exposure=8)))
     assert not table.is_copy(dataclasses.replace(bucket, key=dataclasses.replace(raw.key, exposure=None)))
+
+
+def test_recalled() -> None:
+    """What was over is tried again: its raws are there again, as they are now, and nobody else's."""
+    table = RawTable(60.0, 10)
+    first, second, changed, late = _raw("a"), _raw("a", snap=1), _raw("a", size=200), _raw("a", detector=2)
+    for raw in (first, second, changed, _raw("b"), _raw("a", detector=3)):
+        assert table.add(raw, known=True)
+    for detector in (1, 2, 3):
+        table.forget("a", detector)
+    assert table.remember(late)
+    table.recall("a", {1, 2})
+    assert table.of("a", 1) == [second, changed]
+    assert table.of("a", 2) == [late]
+    assert table.of("a", 3) == []
+    table.recall("a", {1, 2})
+    assert table.of("a", 1) == [second, changed]
+    assert table.unmatched == 0

@@ -21,6 +21,7 @@ from ppd.visit import (
     check_fresh,
     fan_out,
     parse_visit,
+    renewed,
 )
 
 NOW = 1_795_000_000.0
@@ -206,3 +207,14 @@ def test_garbage_raises_nothing_else(changes: dict[str, Any]) -> None:
         return
     assert visit.ra is None or 0 <= visit.ra < 360
     assert math.isfinite(visit.age(NOW))
+
+
+@pytest.mark.parametrize("start", [1.8e9, 0.0])
+def test_renewed(start: float) -> None:
+    """As if it were published now; when its exposure begins, or began, stays what it was."""
+    old = parse_visit(message(startTime=start, private_sndStamp=1.7e9, private_efdStamp=1.7e9))
+    new = renewed(old, 2.0e9)
+    assert new.age(2.0e9) == pytest.approx(0.0)
+    assert new.startTime == start or (start == 0.0 and new.startTime == 1.7e9)
+    changed = {"startTime", "private_sndStamp", "private_efdStamp"}
+    assert new.model_dump(exclude=changed) == old.model_dump(exclude=changed)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 __all__ = ["CacheRepo", "CacheStatistics", "Certificate", "Fetched"]
 
-import dataclasses
 import itertools
 import logging
 import time
@@ -25,10 +24,20 @@ from lsst.daf.butler import (
     DatasetRef,
     DatasetType,
     DimensionRecord,
+    MissingDatasetTypeError,
     Timespan,
 )
 
-from ..errors import SharedMemoryError
+from ..errors import PpdError, SharedMemoryError
+from .holdings import (
+    PINNED_SHARE,
+    CacheStatistics,
+    Fetched,
+    Held,
+    TypeHeld,
+    choose_victims,
+    held_by_type,
+)
 from .snapshots import Snapshots
 from .stores import store_config, write_child_config
 from .transfer import FetchFailure, copy_in, full_is_an_error
@@ -40,34 +49,6 @@ _PART = 1000
 
 Certificate = tuple[str, DatasetRef, Timespan]
 """Calibration collection, calib, validity range."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CacheStatistics:
-    """How full the cache is."""
-
-    datasets: int
-    bytes_held: int
-    bytes_fetched: int
-    evicted: int
-    leases: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Fetched:
-    """What `CacheRepo.fetch` did."""
-
-    count: int
-    """How many datasets were fetched."""
-    failed: Mapping[uuid.UUID, FetchFailure]
-
-
-@dataclasses.dataclass
-class _Held:
-    ref: DatasetRef
-    size: int
-    used: float
-    lasting: bool
 
 
 class CacheRepo:
@@ -96,8 +77,9 @@ class CacheRepo:
         self.place = place
         self.root = place / "cache"
         self.max_bytes = max_bytes
-        self._held: dict[uuid.UUID, _Held] = {}
+        self._held: dict[uuid.UUID, Held] = {}
         self._leases: dict[str, frozenset[uuid.UUID]] = {}
+        self._pinned: set[str] = set()
         # By dataset type and data ID; no two validity ranges of one overlap.
         self._certified: dict[tuple[str, DataCoordinate], dict[uuid.UUID, tuple[str, Timespan]]] = {}
         self._tagged: dict[tuple[str, str, DataCoordinate], uuid.UUID] = {}
@@ -197,7 +179,7 @@ class CacheRepo:
 
     def withdraw(self, refs: Iterable[DatasetRef]) -> None:
         """Drop what central no longer has; what a child has leased stays until that ends."""
-        leased = frozenset().union(*self._leases.values())
+        leased = self._leased()
         victims = [ref for ref in refs if ref.id not in leased]
         if victims:
             _LOG.info("Dropped %d datasets that central no longer has where they were.", len(victims))
@@ -249,7 +231,7 @@ class CacheRepo:
             failed |= faults
             for ref in part:
                 if ref.id in sizes:
-                    self._held[ref.id] = _Held(ref, sizes[ref.id], now, ref.id in lasting)
+                    self._held[ref.id] = Held(ref, sizes[ref.id], now, ref.id in lasting)
             self._fetched += sum(sizes.values())
             count += len(sizes)
             self._changed |= bool(sizes)
@@ -360,6 +342,54 @@ class CacheRepo:
             leases=len(self._leases),
         )
 
+    def by_type(self) -> list[TypeHeld]:
+        """Say what the cache holds, by dataset type."""
+        return held_by_type(self._held.values(), self._leased(), self._pinned)
+
+    def evict(self, types: Collection[str]) -> tuple[int, int]:
+        """Drop what nobody has leased of some dataset types; return how many, and their bytes."""
+        leased = self._leased()
+        chosen = [
+            h for h in self._held.values() if h.ref.datasetType.name in types and h.ref.id not in leased
+        ]
+        if chosen:
+            self._drop([h.ref for h in chosen])
+            self._evicted += len(chosen)
+        return len(chosen), sum(h.size for h in chosen)
+
+    def pin(self, types: Iterable[str]) -> None:
+        """Never evict what is of some dataset types, as long as this supervisor lives.
+
+        Raises
+        ------
+        ppd.errors.PpdError
+            Raised if there is no such type, or too little room would be left
+            for all else; then nothing has changed.
+        """
+        pinned = {*self._pinned, *types}
+        for name in pinned:
+            try:
+                self.butler.get_dataset_type(name)
+            except MissingDatasetTypeError:
+                raise PpdError(f"No pipeline has a dataset type {name!r}.") from None
+        size = sum(h.size for h in self._held.values() if h.ref.datasetType.name in pinned)
+        room = int(PINNED_SHARE * self.max_bytes)
+        if size > room:
+            raise PpdError(
+                f"Pinned types would have {size / 1e6:.1f} MB, and may have {room / 1e6:.1f} MB:"
+                " half of cache_bytes, so that visits find room."
+            )
+        self._pinned = pinned
+
+    def unpin(self, dataset_type: str) -> bool:
+        """Let what is of a dataset type go again; return whether it was pinned."""
+        was_pinned = dataset_type in self._pinned
+        self._pinned.discard(dataset_type)
+        return was_pinned
+
+    def _leased(self) -> frozenset[uuid.UUID]:
+        return frozenset().union(*self._leases.values())
+
     def _bytes_held(self) -> int:
         return sum(h.size for h in self._held.values())
 
@@ -371,7 +401,9 @@ class CacheRepo:
                 return copy_in(self.butler, self.root, central, refs)
             except SharedMemoryError:
                 # The limit may be more than the file system has.
-                if not evict or not self._evict(self._bytes_held() // 2, keep):
+                half = self._bytes_held() // 2
+                # A visit that can't be processed is worse than a type that is fetched again.
+                if not evict or not (self._evict(half, keep) or self._evict(half, keep, pins=False)):
                     raise
 
     def _drop(self, refs: list[DatasetRef]) -> None:
@@ -384,19 +416,19 @@ class CacheRepo:
         with full_is_an_error(self.place):
             self.butler.pruneDatasets(refs, disassociate=True, unstore=True, purge=True)
 
-    def _evict(self, limit: int, keep: Collection[uuid.UUID]) -> bool:
+    def _evict(self, limit: int, keep: Collection[uuid.UUID], pins: bool = True) -> bool:
         """Evict the least recently used until ``limit`` bytes are held."""
-        total = self._bytes_held()
-        leased = frozenset(keep).union(*self._leases.values())
-        victims = []
-        for held in sorted(self._held.values(), key=lambda h: (h.lasting, h.used)):
-            if total <= limit:
-                break
-            if held.ref.id not in leased:
-                victims.append(held.ref)
-                total -= held.size
+        victims = choose_victims(
+            self._held.values(),
+            self._leased().union(keep),
+            limit,
+            self._pinned if pins else (),
+            int(PINNED_SHARE * self.max_bytes),
+        )
         if victims:
-            self._drop(victims)
+            self._drop([h.ref for h in victims])
             self._evicted += len(victims)
-            _LOG.info("Evicted %d datasets from the cache; %d bytes are held.", len(victims), total)
+            _LOG.info(
+                "Evicted %d datasets from the cache; %d bytes are held.", len(victims), self._bytes_held()
+            )
         return bool(victims)

@@ -8,16 +8,12 @@ import argparse
 import json
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from .options import add_command
 
-from .._settings_sources import read_settings
-from ..config import Settings, find_config
-from ..logs import mask_secrets
-from ..supervisor.setting_kinds import KINDS
+if TYPE_CHECKING:
+    from ..config import Settings
 
 _DEFAULT = "default"
 
@@ -34,15 +30,20 @@ def add_config_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """
     parser = commands.add_parser("config", help="whether the configuration can be used, and what is in it")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    check = actions.add_parser(
-        "check", parents=[common], help="look for mistakes, in the pipelines and their tasks too"
-    )
+    check = add_command(actions, common, "check", "look for mistakes, in the pipelines and their tasks too")
     check.set_defaults(run=_check, offline=True)
-    show = actions.add_parser("show", parents=[common], help="each setting, and where it comes from")
+    show = add_command(
+        actions,
+        common,
+        "show",
+        "each setting, and where it comes from",
+        "A line of the file, a name in the environment, or the default; and when a change counts."
+        " Passwords are masked.",
+    )
     show.add_argument("names", nargs="*", metavar="SETTING", help="only these")
     show.add_argument("--set", action="store_true", help="only what is not at its default")
     show.set_defaults(run=_show, alone=True)
-    schema = actions.add_parser("schema", parents=[common], help="JSON schema of the file, for editors")
+    schema = add_command(actions, common, "schema", "JSON schema of the file, for editors")
     schema.set_defaults(run=_schema, alone=True)
 
 
@@ -60,6 +61,10 @@ def _check(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    from .._settings_sources import read_settings
+    from ..config import Settings, find_config
+    from ..supervisor.setting_kinds import KINDS
+
     settings, places = read_settings(find_config(arguments.config, os.environ), os.environ)
     values = settings.to_dict()
     del values["config_path"]
@@ -84,7 +89,9 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return 0
-    table = Table("setting", "value", "from", "a change counts", box=None, pad_edge=False)
+    from .screen import Text, make_console, make_table
+
+    table = make_table("setting", "value", "from", "a change counts")
     for name, row in rows.items():
         value = row["value"] if isinstance(row["value"], str) else json.dumps(row["value"])
         table.add_row(
@@ -93,11 +100,13 @@ def _show(arguments: argparse.Namespace) -> int:
             Text(str(row["from"]), overflow="fold"),
             str(row["reload"]),
         )
-    Console().print(table)
+    make_console().print(table)
     return 0
 
 
 def _schema(arguments: argparse.Namespace) -> int:
+    from ..config import Settings
+
     schema = Settings.model_json_schema()
     del schema["properties"]["config_path"]
     print(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2))
@@ -106,6 +115,8 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 def _masked(value: Any) -> Any:
     if isinstance(value, str):
+        from ..logs import mask_secrets
+
         return mask_secrets(value)
     if isinstance(value, dict):
         return {k: _masked(v) for k, v in value.items()}

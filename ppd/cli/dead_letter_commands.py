@@ -7,19 +7,15 @@ __all__ = ["add_dead_letter_commands"]
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from .._limits import MAX_ENTRIES
+from .options import add_command, ask_first, settings_of
 
-from ..config import Settings
-from ..messages import MAX_ENTRIES, ControlRequest
-from ..supervisor.dead_letters import list_letters, read_letter
-from .client import ControlClient
-from .options import ask_first, settings_of
+if TYPE_CHECKING:
+    from ..config import Settings
+    from .client import ControlClient
 
 
 def add_dead_letter_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -34,45 +30,50 @@ def add_dead_letter_commands(commands: Any, common: argparse.ArgumentParser) -> 
     """
     parser = commands.add_parser("dead-letters", help="outputs that central has not taken")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", parents=[common], help="all of them, with the reasons")
+    listing = add_command(actions, common, "list", "all of them, with the reasons")
     listing.set_defaults(run=_list, offline=True)
-    show = actions.add_parser("show", parents=[common], help="one of them, with its files")
-    show.add_argument("entry", help="its name")
+    show = add_command(actions, common, "show", "one of them, with its files")
+    show.add_argument("entry", metavar="ENTRY", help="its name")
     show.set_defaults(run=_show, offline=True)
-    retry = actions.add_parser("retry", parents=[common], help="export them once more")
+    retry = add_command(actions, common, "retry", "export them once more")
     retry.add_argument("entries", nargs="*", metavar="ENTRY", help="their names")
     retry.add_argument("--all", action="store_true", help="all that there are")
     retry.set_defaults(run=_retry)
-    drop = actions.add_parser("drop", parents=[common], help="delete them: these outputs are lost then")
+    drop = add_command(actions, common, "drop", "delete them: these outputs are lost then")
     drop.add_argument("entries", nargs="+", metavar="ENTRY", help="their names")
     drop.add_argument("--yes", action="store_true", help="do not ask")
     drop.set_defaults(run=_drop)
 
 
 def _list(settings: Settings, arguments: argparse.Namespace) -> int:
+    from ..supervisor.dead_letters import list_letters
+
     letters = list_letters(settings.spool_dir)
     if arguments.json:
         print(json.dumps([letter.model_dump(mode="json") for letter in letters], indent=2))
         return 0
-    console = Console()
     if not letters:
-        console.print("no dead letters")
+        print("no dead letters")
         return 0
-    table = Table("entry", "since", "kind", "datasets", "MB", "reason", box=None, pad_edge=False)
+    from .screen import Text, clock, make_console, make_table
+
+    table = make_table("entry", "since", "kind", "datasets", "MB", "reason")
     for letter in letters:
         table.add_row(
             Text(letter.entry, overflow="fold"),
-            _clock(letter.time),
+            clock(letter.time),
             letter.kind,
             str(letter.datasets),
             f"{letter.bytes / 1e6:.1f}",
             Text(letter.reason),
         )
-    console.print(table)
+    make_console().print(table)
     return 0
 
 
 def _show(settings: Settings, arguments: argparse.Namespace) -> int:
+    from ..supervisor.dead_letters import read_letter
+
     letter = read_letter(settings.spool_dir, arguments.entry)
     folder = settings.spool_dir / "dead-letters" / arguments.entry
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -80,17 +81,19 @@ def _show(settings: Settings, arguments: argparse.Namespace) -> int:
         found = {**letter.model_dump(mode="json"), "folder": str(folder), "files": files}
         print(json.dumps(found, indent=2))
         return 0
-    console = Console()
+    from .screen import Text, clock, make_console, make_table
+
+    console = make_console()
     whose = str(letter.key) if letter.key else "unknown: its manifest can't be read"
     for name, value in (
         ("detector-visit", whose),
-        ("set aside", f"{_clock(letter.time)}  {letter.kind}"),
+        ("set aside", f"{clock(letter.time)}  {letter.kind}"),
         ("reason", letter.reason),
         ("pipeline", "ran to its end" if letter.success else "failed"),
         ("folder", str(folder)),
     ):
         console.print(f"{name}: {value}", highlight=False, markup=False, soft_wrap=True)
-    table = Table("bytes", "file", box=None, pad_edge=False)
+    table = make_table("bytes", "file")
     for name, size in files.items():
         table.add_row(str(size), Text(name, overflow="fold"))
     console.print(table)
@@ -103,6 +106,8 @@ def _retry(client: ControlClient, arguments: argparse.Namespace) -> int:
         return 2
     entries = arguments.entries
     if arguments.all:
+        from ..supervisor.dead_letters import list_letters
+
         entries = [letter.entry for letter in list_letters(settings_of(arguments).spool_dir)]
     return _ask(client, "retry_dead_letters", entries, arguments)
 
@@ -116,6 +121,8 @@ def _drop(client: ControlClient, arguments: argparse.Namespace) -> int:
 
 
 def _ask(client: ControlClient, command: Any, entries: Sequence[str], arguments: argparse.Namespace) -> int:
+    from .._control_messages import ControlRequest
+
     done: list[str] = []
     refused: dict[str, str] = {}
     for begin in range(0, len(entries), MAX_ENTRIES):
@@ -136,7 +143,3 @@ def _ask(client: ControlClient, command: Any, entries: Sequence[str], arguments:
         for reason in refused.values():
             print(f"ppdctl: {reason}", file=sys.stderr)
     return 1 if refused else 0
-
-
-def _clock(when: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(when))

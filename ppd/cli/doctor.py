@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Finding", "add_doctor_command", "examine"]
+__all__ = ["Finding", "examine", "run_doctor"]
 
 import argparse
 import dataclasses
@@ -12,13 +12,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
-
-from rich.console import Console
-from rich.text import Text
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import ConfigurationError, one_line
 from .options import settings_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,26 +36,8 @@ _STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 Check = Callable[[], Iterator[Finding]]
 
 
-def add_doctor_command(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add the command to ``ppdctl``.
-
-    Parameters
-    ----------
-    commands : `argparse._SubParsersAction`
-        Where to add it.
-    common : `argparse.ArgumentParser`
-        Options that every command has.
-    """
-    doctor = commands.add_parser(
-        "doctor", parents=[common], help="what is wrong with this machine, and how to mend it"
-    )
-    doctor.add_argument(
-        "--patience", type=float, default=20.0, help="seconds that each check may take (default: 20)"
-    )
-    doctor.set_defaults(run=_doctor, alone=True)
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
+def run_doctor(arguments: argparse.Namespace) -> int:
+    """Look at everything, and print what was found; see `ppd.cli.doctor_command`."""
     # They need the middleware, for which the other commands need not wait.
     from .doctor_checks import LOCAL_CHECKS, SETTINGS_CHECKS
     from .doctor_services import SERVICE_CHECKS
@@ -78,7 +60,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
         found = {name: [dataclasses.asdict(f) for f in some] for name, some in findings.items()}
         print(json.dumps(found, indent=2))
     else:
-        _print(findings, Console())
+        from .screen import make_console
+
+        _print(findings, make_console())
     return 1 if any(f.level == "fault" for some in findings.values() for f in some) else 0
 
 
@@ -122,6 +106,8 @@ def _examine(name: str, check: Check, done: dict[str, list[Finding]]) -> None:
 
 
 def _print(findings: Mapping[str, list[Finding]], console: Console) -> None:
+    from .screen import Text
+
     for name, some in findings.items():
         for finding in some:
             line = Text.assemble((f"{finding.level:<8}", _STYLES[finding.level]), f"{name}: {finding.text}")

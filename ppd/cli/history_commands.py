@@ -5,27 +5,21 @@ from __future__ import annotations
 __all__ = ["add_history_commands"]
 
 import argparse
-import dataclasses
 import json
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from ..supervisor.states import STATES
+from .options import add_command, add_group
 
-from ..config import Settings
-from ..supervisor.history import (
-    STATES,
-    DetectorHistory,
-    VisitHistory,
-    VisitLine,
-    list_visits,
-    show_detector,
-    show_visit,
-)
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from ..config import Settings
+    from ..supervisor.history import DetectorHistory, VisitHistory, VisitLine
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 # What people want to know of an announcement; the rest is in --json.
@@ -42,16 +36,36 @@ def add_history_commands(commands: Any, common: argparse.ArgumentParser) -> None
     common : `argparse.ArgumentParser`
         Options that every command has.
     """
-    history = commands.add_parser("history", parents=[common], help="visits that are at work or over")
+    history = add_command(
+        commands,
+        common,
+        "history",
+        "visits that are at work or over, one a line, from the journal",
+        "The last ones, with the last reason that was written down for any detector. It needs no ppd, as it"
+        " reads the journal, which has history_nights nights (30 unless configured); what is unfinished,"
+        " has a dead letter, or might be announced again while its message is fresh stays longer.",
+    )
     history.add_argument("--night", type=_night, metavar="YYYYMMDD", help="only of this night (day_obs)")
     history.add_argument("--since", type=_span, metavar="SPAN", help="only of the last 90s, 30m, 2h or 7d")
     history.add_argument("--state", choices=STATES, help="only those with a detector in this state")
-    history.add_argument("--detector", type=int, help="only those with this detector, and only it")
-    history.add_argument("--limit", type=_count, default=50, help="how many, the last ones (50)")
+    history.add_argument(
+        "--detector", type=int, metavar="N", help="only those with this detector, and only it"
+    )
+    history.add_argument("--limit", type=_count, default=50, metavar="N", help="how many (50)")
     history.set_defaults(run=_history, offline=True)
-    show = commands.add_parser("show", parents=[common], help="all that is known of a visit or detector")
-    show.add_argument("group", help="group of the visit")
-    show.add_argument("detector", type=int, nargs="?", help="this detector, event by event")
+    show = add_command(
+        commands,
+        common,
+        "show",
+        "all that is known of a visit or detector",
+        "Of a visit its announcement, and what became of each detector; of a detector its raws, its children"
+        " and how they ended, where their logs are, and all that happened, in seconds from the acceptance."
+        " It needs no ppd.",
+    )
+    add_group(show)
+    show.add_argument(
+        "detector", type=int, nargs="?", metavar="DETECTOR", help="this detector, event by event"
+    )
     show.set_defaults(run=_show, offline=True)
 
 
@@ -77,6 +91,8 @@ def _count(text: str) -> int:
 
 
 def _history(settings: Settings, arguments: argparse.Namespace) -> int:
+    from ..supervisor.history import list_visits
+
     visits = list_visits(
         settings.state_dir,
         night=arguments.night,
@@ -86,38 +102,48 @@ def _history(settings: Settings, arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
     )
     if arguments.json:
+        import dataclasses
+
         print(json.dumps([dataclasses.asdict(v) for v in visits], indent=2))
         return 0
-    table = Table("group", "night", "filter", "accepted", "states", "reason", box=None, pad_edge=False)
+    if not visits:
+        print("no such visit")
+        return 0
+    from .screen import Text, clock, make_console, make_table
+
+    table = make_table("group", "night", "filter", "accepted", "states", "reason")
     for visit in visits:
         table.add_row(
             Text(visit.group),
             str(visit.night),
             Text(visit.filter),
-            _clock(visit.accepted),
+            clock(visit.accepted),
             _states(visit),
             Text(visit.reason),
         )
-    console = Console()
-    if visits:
-        console.print(table)
-    else:
-        console.print("no such visit")
+    make_console().print(table)
     return 0
 
 
 def _show(settings: Settings, arguments: argparse.Namespace) -> int:
+    from ..supervisor.history import VisitHistory, show_detector, show_visit
+
     found: VisitHistory | DetectorHistory
     if arguments.detector is None:
         found = show_visit(settings.state_dir, arguments.group)
     else:
         found = show_detector(settings.state_dir, arguments.group, arguments.detector)
     if arguments.json:
+        import dataclasses
+
         print(json.dumps(dataclasses.asdict(found), indent=2))
-    elif isinstance(found, VisitHistory):
-        _print_visit(found, Console())
+        return 0
+    from .screen import make_console
+
+    if isinstance(found, VisitHistory):
+        _print_visit(found, make_console())
     else:
-        _print_detector(found, Console())
+        _print_detector(found, make_console())
     return 0
 
 
@@ -125,7 +151,9 @@ def _print_visit(found: VisitHistory, console: Console) -> None:
     _print_head(found.visit, console)
     essentials = [f"{name} {found.message[name]}" for name in _ESSENTIALS if found.message.get(name)]
     console.print("  ".join(essentials), highlight=False, markup=False)
-    table = Table("detector", "state", "attempts", "pipeline", "after", "reason", box=None, pad_edge=False)
+    from .screen import Text, make_table
+
+    table = make_table("detector", "state", "attempts", "pipeline", "after", "reason")
     for d in found.detectors:
         table.add_row(
             str(d.detector),
@@ -159,7 +187,9 @@ def _print_detector(found: DetectorHistory, console: Console) -> None:
             markup=False,
             soft_wrap=True,
         )
-    table = Table("seconds", "event", "detail", box=None, pad_edge=False)
+    from .screen import Text, make_table
+
+    table = make_table("seconds", "event", "detail")
     for h in found.happenings:
         detail = "  ".join(f"{k}={_short(v)}" for k, v in h.detail.items())
         table.add_row(f"{h.seconds:+.3f}", h.name, Text(detail))
@@ -167,9 +197,11 @@ def _print_detector(found: DetectorHistory, console: Console) -> None:
 
 
 def _print_head(visit: VisitLine, console: Console) -> None:
+    from .screen import clock
+
     console.print(
         f"{visit.instrument} {visit.group}  night {visit.night}  {visit.filter}  "
-        f"accepted {_clock(visit.accepted)} from {visit.source}  {visit.deployment}",
+        f"accepted {clock(visit.accepted)} from {visit.source}  {visit.deployment}",
         highlight=False,
         markup=False,
     )
@@ -177,16 +209,14 @@ def _print_head(visit: VisitLine, console: Console) -> None:
 
 
 def _states(visit: VisitLine) -> Text:
+    from .screen import Text
+
     text = Text(", ".join(f"{state} {count}" for state, count in visit.states.items()) or "no such detector")
     if visit.states.get("failed"):
         text.stylize("red")
     if visit.again:
         text.append(f" ({visit.again} more than once)")
     return text
-
-
-def _clock(when: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(when))
 
 
 def _short(value: Any) -> str:

@@ -8,14 +8,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pydantic
-from rich.console import Console
-from rich.table import Table
+from .options import FILES, add_command, add_group, completed_by, tell
 
-from ..messages import Pointing
-from .client import ControlClient
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .._control_messages import Pointing
+    from .client import ControlClient
 
 
 def add_input_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -28,31 +29,42 @@ def add_input_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     common : `argparse.ArgumentParser`
         Options that every command has.
     """
-    inputs = commands.add_parser("inputs", parents=[common], help="what a visit's detectors get, and why")
-    inputs.add_argument("group", help="group of the visit")
-    inputs.add_argument("--detector", type=int, help="only this detector, dataset by dataset")
+    inputs = add_command(
+        commands,
+        common,
+        "inputs",
+        "what a visit's detectors get, and what they lack",
+        "With --detector dataset by dataset, with the reason. It is known of the last visits only.",
+    )
+    add_group(inputs)
+    inputs.add_argument("--detector", type=int, metavar="N", help="only this detector, dataset by dataset")
     inputs.set_defaults(run=_inputs)
-    prefetch = commands.add_parser(
-        "prefetch", parents=[common], help="fetch the inputs of pointings when there is time"
+    prefetch = add_command(
+        commands, common, "prefetch", "fetch the inputs of pointings when there is nothing else to do"
     )
-    prefetch.add_argument("--ra", type=float, help="right ascension (ICRS), degrees")
-    prefetch.add_argument("--dec", type=float, help="declination (ICRS), degrees")
-    prefetch.add_argument("--filter", help="physical filter")
-    prefetch.add_argument(
-        "files", nargs="*", help="lists: RA DEC [FILTER] on each line; - for standard input"
+    prefetch.add_argument("--ra", type=float, metavar="DEGREES", help="right ascension (ICRS)")
+    prefetch.add_argument("--dec", type=float, metavar="DEGREES", help="declination (ICRS)")
+    prefetch.add_argument("--filter", metavar="NAME", help="physical filter")
+    files = prefetch.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="lists: RA DEC [FILTER] on each line; - for standard input",
     )
+    completed_by(files, FILES)
     prefetch.set_defaults(run=_prefetch)
 
 
 def _inputs(client: ControlClient, arguments: argparse.Namespace) -> int:
     reply = client.inputs(arguments.group, arguments.detector)
     if not reply.ok:
-        print(f"ppdctl: {reply.error}", file=sys.stderr)
-        return 1
+        return tell(reply, arguments)
     if arguments.json:
         print(json.dumps(reply.result, indent=2))
         return 0
-    console = Console()
+    from .screen import make_console
+
+    console = make_console()
     result = reply.result
     console.print("searched in: " + ", ".join(result["collections"]), highlight=False, markup=False)
     if result["looking"]:
@@ -73,7 +85,9 @@ def _inputs(client: ControlClient, arguments: argparse.Namespace) -> int:
 
 
 def _table(lines: list[dict[str, Any]]) -> Table:
-    table = Table("type", "data ID", "run", "why", box=None, pad_edge=False)
+    from .screen import make_table
+
+    table = make_table("type", "data ID", "run", "why")
     for line in lines:
         data_id = " ".join(str(v) for v in line["data_id"].values())
         table.add_row(line["type"], data_id, line["run"], line.get("failure", line["why"]))
@@ -87,15 +101,7 @@ def _prefetch(client: ControlClient, arguments: argparse.Namespace) -> int:
         print(f"ppdctl: {e}", file=sys.stderr)
         return 2
     reply = client.prefetch(pointings)
-    if arguments.json:
-        print(reply.model_dump_json(exclude={"kind"}))
-    elif reply.ok:
-        print(f"inputs of {len(pointings)} pointings are fetched when there is time")
-    if not reply.ok:
-        if not arguments.json:
-            print(f"ppdctl: {reply.error}", file=sys.stderr)
-        return 1
-    return 0
+    return tell(reply, arguments, f"inputs of {len(pointings)} pointings are fetched when there is time")
 
 
 def _pointings(arguments: argparse.Namespace) -> list[Pointing]:
@@ -119,6 +125,10 @@ def _pointings(arguments: argparse.Namespace) -> list[Pointing]:
 
 
 def _pointing(ra: object, dec: object, physical_filter: str | None, where: str) -> Pointing:
+    import pydantic
+
+    from .._control_messages import Pointing
+
     try:
         return Pointing.model_validate({"ra": ra, "dec": dec, "physical_filter": physical_filter})
     except pydantic.ValidationError as e:

@@ -10,11 +10,14 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from ..config import Settings
 from ..errors import PpdError
-from ..supervisor.history import Attempt, DetectorHistory, show_detector
+from .options import add_command, add_group
+
+if TYPE_CHECKING:
+    from ..config import Settings
+    from ..supervisor.history import Attempt, DetectorHistory
 
 _POLL_SECONDS = 0.25
 _CHUNK_BYTES = 1 << 16
@@ -31,10 +34,16 @@ def add_log_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     common : `argparse.ArgumentParser`
         Options that every command has.
     """
-    logs = commands.add_parser("logs", parents=[common], help="what the child of a detector-visit has logged")
-    logs.add_argument("group", help="group of the visit")
-    logs.add_argument("detector", type=int)
-    logs.add_argument("--attempt", type=int, help="of which attempt; the last one unless given")
+    logs = add_command(
+        commands,
+        common,
+        "logs",
+        "what the child of a detector-visit has logged",
+        "It needs no ppd. With --follow and --json, one line for each that was logged.",
+    )
+    add_group(logs)
+    logs.add_argument("detector", type=int, metavar="DETECTOR", help="the detector")
+    logs.add_argument("--attempt", type=int, metavar="N", help="of which attempt; the last one unless given")
     logs.add_argument(
         "-f", "--follow", action="store_true", help="go on until the detector-visit is over, its retries too"
     )
@@ -44,6 +53,8 @@ def add_log_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 def _logs(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.follow:
         return _follow(settings, arguments)
+    from ..supervisor.history import show_detector
+
     found = show_detector(settings.state_dir, arguments.group, arguments.detector)
     attempt = _choose(found, arguments.attempt)
     if arguments.json:
@@ -59,6 +70,8 @@ def _logs(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def _follow(settings: Settings, arguments: argparse.Namespace) -> int:
     """Print what comes, attempt after attempt, until the detector-visit is over."""
+    from ..supervisor.history import show_detector
+
     number = arguments.attempt or 1
     stream: IO[bytes] | None = None
     try:
@@ -71,8 +84,9 @@ def _follow(settings: Settings, arguments: argparse.Namespace) -> int:
                 number = kept[0].number
                 stream = Path(kept[0].log).open("rb")  # noqa: SIM115 - closed below
             if stream is not None:
-                _pass_on(stream)
-                if arguments.attempt is None and any(a.number > number for a in kept):
+                another = arguments.attempt is None and any(a.number > number for a in kept)
+                _pass_on(stream, number if arguments.json else None, whole=over or another)
+                if another:
                     stream.close()
                     stream, number = None, number + 1
                     continue
@@ -97,8 +111,16 @@ def _choose(found: DetectorHistory, number: int | None) -> Attempt:
     return attempts[-1]
 
 
-def _pass_on(stream: IO[bytes]) -> None:
-    """Print what is there, as it is."""
+def _pass_on(stream: IO[bytes], attempt: int | None = None, whole: bool = True) -> None:
+    """Print what is there, as it is; or as JSON, with the attempt, line by line, the last if it is whole."""
     sys.stdout.flush()
+    if attempt is not None:
+        while line := stream.readline():
+            if not line.endswith(b"\n") and not whole:
+                stream.seek(-len(line), os.SEEK_CUR)
+                return
+            text = line.removesuffix(b"\n").decode(errors="replace")
+            print(json.dumps({"attempt": attempt, "text": text}), flush=True)
+        return
     while chunk := stream.read(_CHUNK_BYTES):
         os.write(sys.stdout.fileno(), chunk)

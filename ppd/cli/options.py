@@ -1,25 +1,117 @@
-"""What all commands of ``ppdctl`` are told: where ppd and its configuration are."""
+"""What all commands of ``ppdctl`` have in common: options, questions, answers and exit codes.
+
+Nothing here is slow to import: an operator, a prompt or a monitor waits for it.
+"""
 
 from __future__ import annotations
 
-__all__ = ["ask_first", "common_options", "settings_of"]
+__all__ = [
+    "EXIT_CODES",
+    "FILES",
+    "GROUPS",
+    "NoSupervisorError",
+    "add_command",
+    "add_group",
+    "ask_first",
+    "common_options",
+    "completed_by",
+    "parse_detectors",
+    "print_detectors",
+    "settings_of",
+    "sockets_of",
+    "tell",
+]
 
 import argparse
+import json
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ..config import Settings, find_config, load_settings
+from .._config_file import find_config, find_sockets
+from .._limits import MAX_DETECTORS
+
+if TYPE_CHECKING:
+    from .._control_messages import ControlReply
+    from ..config import Settings
+
+EXIT_CODES = {
+    0: "done",
+    1: "refused, or there is no such thing; the reason is printed",
+    2: "wrong arguments or configuration",
+    3: "no ppd answers",
+    4: "not drained in time",
+    130: "interrupted",
+}
+"""What `main` returns, whatever the command."""
+
+FILES = {"bash": "_shtab_compgen_files", "zsh": "_files"}
+"""How a shell completes the name of a file."""
+GROUPS = {"bash": "_ppdctl_groups", "zsh": "_ppdctl_groups"}
+"""How it completes the group of a visit; see `ppd.cli.completion_command`."""
+
+
+class NoSupervisorError(RuntimeError):
+    """Raised when no supervisor answers."""
 
 
 def common_options() -> argparse.ArgumentParser:
     """Return a parser of the options that every command has."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--config", type=Path, help="ppd's configuration file")
-    common.add_argument("--socket-dir", type=Path, help="ppd's folder of sockets, instead of --config")
-    common.add_argument("--timeout", type=float, default=5.0, help="seconds to wait for an answer")
+    config = common.add_argument("--config", type=Path, metavar="FILE", help="ppd's configuration file")
+    socket_dir = common.add_argument(
+        "--socket-dir", type=Path, metavar="FOLDER", help="ppd's folder of sockets, instead of --config"
+    )
+    completed_by(config, FILES)
+    completed_by(socket_dir, {"bash": "_shtab_compgen_dirs", "zsh": "_files -/"})
+    common.add_argument(
+        "--timeout", type=float, default=5.0, metavar="SECONDS", help="seconds to wait for an answer (5)"
+    )
     common.add_argument("--json", action="store_true", help="print JSON")
     return common
+
+
+def add_command(
+    commands: Any, common: argparse.ArgumentParser, name: str, summary: str, text: str = ""
+) -> argparse.ArgumentParser:
+    """Define a command: its help, its completion and its reference follow from this.
+
+    Parameters
+    ----------
+    commands : `argparse._SubParsersAction`
+        Where to add it.
+    common : `argparse.ArgumentParser`
+        Options that every command has.
+    name : `str`
+        How it is called.
+    summary : `str`
+        What it does, in a line.
+    text : `str`, optional
+        What else has to be known of it, in sentences.
+
+    Returns
+    -------
+    command : `argparse.ArgumentParser`
+        For its own arguments.
+    """
+    description = f"{summary[0].upper()}{summary[1:]}." + (f" {text}" if text else "")
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, parents=[common], help=summary, description=description
+    )
+    return command
+
+
+def add_group(command: argparse.ArgumentParser, **more: Any) -> None:
+    """Add the argument that names a visit."""
+    group = command.add_argument("group", metavar="GROUP", help="group of the visit", **more)
+    completed_by(group, GROUPS)
+
+
+def completed_by(action: argparse.Action, how: Mapping[str, str]) -> None:
+    """Say how a shell completes an argument."""
+    action.complete = how  # type: ignore[attr-defined]
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
@@ -40,7 +132,71 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     ppd.errors.ConfigurationError
         Raised if they can't be used.
     """
+    from ..config import load_settings
+
     return load_settings(find_config(arguments.config, os.environ), os.environ)
+
+
+def sockets_of(arguments: argparse.Namespace) -> Path:
+    """Find ppd's folder of sockets, without reading the whole configuration if that can be.
+
+    Parameters
+    ----------
+    arguments : `argparse.Namespace`
+        With ``config`` and ``socket_dir``, from `common_options`.
+
+    Raises
+    ------
+    ppd.errors.ConfigurationError
+        Raised if the configuration does not say.
+    """
+    given: Path | None = arguments.socket_dir
+    path = find_config(arguments.config, os.environ)
+    found = given or (find_sockets(path) if path is not None else None)
+    return found or settings_of(arguments).socket_dir
+
+
+def parse_detectors(text: str) -> tuple[int, ...]:
+    """Read a list of detectors.
+
+    Parameters
+    ----------
+    text : `str`
+        Numbers and ranges, with commas between them: ``94,100-103``.
+
+    Returns
+    -------
+    detectors : `tuple` [ `int`, ... ]
+        Each once, in order.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        Raised if it is no such list.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f"not a list of detectors such as 94,100-103: {text!r}")
+        begin, end = int(first), int(last or first)
+        if end < begin or end - begin >= MAX_DETECTORS:
+            raise argparse.ArgumentTypeError(f"no range of detectors: {part.strip()!r}")
+        found.update(range(begin, end + 1))
+    if len(found) > MAX_DETECTORS:
+        raise argparse.ArgumentTypeError(f"more than {MAX_DETECTORS} detectors: {text!r}")
+    return tuple(sorted(found))
+
+
+def print_detectors(detectors: Iterable[int]) -> str:
+    """Write a list of detectors as `parse_detectors` reads it."""
+    runs: list[list[int]] = []
+    for number in sorted(detectors):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def ask_first(consequence: str, question: str, yes: bool) -> int | None:
@@ -69,3 +225,29 @@ def ask_first(consequence: str, question: str, yes: bool) -> int | None:
         return None
     print("nothing is done")
     return 1
+
+
+def tell(reply: ControlReply, arguments: argparse.Namespace, done: str = "") -> int:
+    """Print the answer to a request, as JSON where that is wanted.
+
+    Parameters
+    ----------
+    reply : `ppd.messages.ControlReply`
+        The answer.
+    arguments : `argparse.Namespace`
+        With ``json``, from `common_options`.
+    done : `str`, optional
+        What a person is told if it was done.
+
+    Returns
+    -------
+    code : `int`
+        Exit code.
+    """
+    if arguments.json:
+        print(json.dumps({"ok": reply.ok, "code": reply.code, "error": reply.error, **reply.result}))
+    elif reply.ok and done:
+        print(done)
+    if not reply.ok:
+        print(f"ppdctl: {reply.error}", file=sys.stderr)
+    return 0 if reply.ok else 1

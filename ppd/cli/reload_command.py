@@ -8,10 +8,12 @@ import argparse
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..messages import ControlRequest
-from .client import ControlClient
+from .options import add_command, tell
+
+if TYPE_CHECKING:
+    from .client import ControlClient
 
 _POLL_SECONDS = 0.2
 
@@ -26,20 +28,25 @@ def add_reload_command(commands: Any, common: argparse.ArgumentParser) -> None:
     common : `argparse.ArgumentParser`
         Options that every command has.
     """
-    reload = commands.add_parser(
-        "reload", parents=[common], help="check the configuration, and put it in force"
+    reload = add_command(
+        commands,
+        common,
+        "reload",
+        "check the configuration, and put it in force",
+        "As SIGHUP does; prints what has changed and from when it counts, or why nothing has.",
     )
     reload.add_argument(
-        "--wait", type=float, default=600.0, help="seconds to wait until it is (default: 600)"
+        "--wait", type=float, default=600.0, metavar="SECONDS", help="seconds to wait until it is (600)"
     )
     reload.set_defaults(run=_reload)
 
 
 def _reload(client: ControlClient, arguments: argparse.Namespace) -> int:
+    from .._control_messages import ControlRequest
+
     reply = client.request(ControlRequest(command="reload"))
     if not reply.ok:
-        print(f"ppdctl: {reply.error}", file=sys.stderr)
-        return 1
+        return tell(reply, arguments)
     number, result = reply.result["number"], reply.result
     deadline = time.monotonic() + arguments.wait
     while result and result["state"] not in ("in_force", "refused") and time.monotonic() < deadline:

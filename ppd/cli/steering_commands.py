@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["add_steering_commands", "describe_paused", "parse_detectors"]
+__all__ = ["add_steering_commands", "describe_paused"]
 
 import argparse
-import json
-import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from ..messages import MAX_DETECTORS, MAX_REASON, ControlReply, ControlRequest
-from ..supervisor.pauses import Pause
-from .client import ControlClient
-from .options import ask_first
+from .._limits import MAX_REASON
+from .options import add_command, add_group, ask_first, parse_detectors, print_detectors, tell
+
+if TYPE_CHECKING:
+    from .client import ControlClient
 
 
 def add_steering_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -26,10 +26,30 @@ def add_steering_commands(commands: Any, common: argparse.ArgumentParser) -> Non
     common : `argparse.ArgumentParser`
         Options that every command has.
     """
-    pause = commands.add_parser("pause", parents=[common], help="take no visits, or none of some detectors")
-    resume = commands.add_parser("resume", parents=[common], help="go on with what is paused")
-    cancel = commands.add_parser("cancel", parents=[common], help="end a visit, or some detectors of it")
-    cancel.add_argument("group", help="group of the visit")
+    pause = add_command(
+        commands,
+        common,
+        "pause",
+        "take no visits, or none of some detectors",
+        "What was accepted is finished. Visits are taken without paused detectors; a message for one of them"
+        " alone is ignored. A start in between knows it too.",
+    )
+    resume = add_command(
+        commands,
+        common,
+        "resume",
+        "go on with what is paused",
+        "Without --detectors with all of it, paused detectors too.",
+    )
+    cancel = add_command(
+        commands,
+        common,
+        "cancel",
+        "end a visit, or some detectors of it",
+        "What is not over ends as a failure, with that as the reason, once you have said yes; what a child"
+        " has stored in the APDB stays. retry undoes it.",
+    )
+    add_group(cancel)
     for command in (pause, resume, cancel):
         command.add_argument(
             "--detectors",
@@ -39,43 +59,11 @@ def add_steering_commands(commands: Any, common: argparse.ArgumentParser) -> Non
             help="only these, for example 94,100-103",
         )
     for command in (pause, cancel):
-        command.add_argument("--reason", default="", help="why: others will read it")
+        command.add_argument("--reason", default="", metavar="TEXT", help="why: others will read it")
     cancel.add_argument("--yes", action="store_true", help="do not ask")
     pause.set_defaults(run=_pause, command="pause")
     resume.set_defaults(run=_pause, command="resume", reason="")
     cancel.set_defaults(run=_cancel)
-
-
-def parse_detectors(text: str) -> tuple[int, ...]:
-    """Read a list of detectors.
-
-    Parameters
-    ----------
-    text : `str`
-        Numbers and ranges, with commas between them: ``94,100-103``.
-
-    Returns
-    -------
-    detectors : `tuple` [ `int`, ... ]
-        Each once, in order.
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        Raised if it is no such list.
-    """
-    found: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise argparse.ArgumentTypeError(f"not a list of detectors such as 94,100-103: {text!r}")
-        begin, end = int(first), int(last or first)
-        if end < begin or end - begin >= MAX_DETECTORS:
-            raise argparse.ArgumentTypeError(f"no range of detectors: {part.strip()!r}")
-        found.update(range(begin, end + 1))
-    if len(found) > MAX_DETECTORS:
-        raise argparse.ArgumentTypeError(f"more than {MAX_DETECTORS} detectors: {text!r}")
-    return tuple(sorted(found))
 
 
 def describe_paused(paused: Mapping[str, Any]) -> list[str]:
@@ -93,42 +81,38 @@ def describe_paused(paused: Mapping[str, Any]) -> list[str]:
     for detector, pause in paused["detectors"].items():
         together.setdefault(_since(pause), []).append(int(detector))
     for since, detectors in together.items():
-        lines.append(f"detectors {_ranges(detectors)}: {since}")
+        lines.append(f"detectors {print_detectors(detectors)}: {since}")
     return lines
 
 
 def _since(pause: Mapping[str, Any]) -> str:
-    return str(Pause.model_validate(pause))
-
-
-def _ranges(detectors: Iterable[int]) -> str:
-    runs: list[list[int]] = []
-    for number in sorted(detectors):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    # As `ppd.supervisor.pauses.Pause` says it, which takes a while to import.
+    clock = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(pause["since"]))
+    return f"paused since {clock}" + (f": {pause['reason']}" if pause["reason"] else "")
 
 
 def _pause(client: ControlClient, arguments: argparse.Namespace) -> int:
+    from .._control_messages import ControlRequest
+
     reply = client.request(
         ControlRequest(
             command=arguments.command, detectors=arguments.detectors, reason=arguments.reason[:MAX_REASON]
         )
     )
     if not reply.ok or arguments.json:
-        return _tell(reply, arguments)
+        return tell(reply, arguments)
     print("\n".join(describe_paused(reply.result)) or "nothing is paused")
     return 0
 
 
 def _cancel(client: ControlClient, arguments: argparse.Namespace) -> int:
-    which = f"detectors {_ranges(arguments.detectors)}" if arguments.detectors else "all detectors"
+    which = f"detectors {print_detectors(arguments.detectors)}" if arguments.detectors else "all detectors"
     question = f"{which} of visit {arguments.group} will make no alerts. Cancel them?"
     code = ask_first("what is cancelled makes no alerts", question, arguments.yes)
     if code is not None:
         return code
+    from .._control_messages import ControlRequest
+
     reply = client.request(
         ControlRequest(
             command="cancel",
@@ -138,16 +122,8 @@ def _cancel(client: ControlClient, arguments: argparse.Namespace) -> int:
         )
     )
     if not reply.ok or arguments.json:
-        return _tell(reply, arguments)
-    print(f"cancelled: detectors {_ranges(reply.result['cancelled'])}")
+        return tell(reply, arguments)
+    print(f"cancelled: detectors {print_detectors(reply.result['cancelled'])}")
     if reply.result["over"]:
-        print(f"over before: detectors {_ranges(reply.result['over'])}")
+        print(f"over before: detectors {print_detectors(reply.result['over'])}")
     return 0
-
-
-def _tell(reply: ControlReply, arguments: argparse.Namespace) -> int:
-    if arguments.json:
-        print(json.dumps({"ok": reply.ok, "error": reply.error, **reply.result}))
-    elif not reply.ok:
-        print(f"ppdctl: {reply.error}", file=sys.stderr)
-    return 0 if reply.ok else 1

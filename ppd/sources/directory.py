@@ -337,6 +337,10 @@ class DirectorySource:
                 wanted = self._wanted.get_nowait()
             except queue.Empty:
                 return
+            for path in wanted.seen:
+                # From the journal, which other sources' raws are in too.
+                if path.startswith(f"{self.root}/"):
+                    self.found(path, False)
             place = self.root / wanted.instrument / str(wanted.detector) / wanted.group
             for parent, _, names in os.walk(place):
                 self.beat()

@@ -43,6 +43,8 @@ class Wanted:
     """When the exposure is expected to begin, Unix seconds."""
     until: float
     """After which nobody waits for it any more, Unix seconds."""
+    seen: tuple[str, ...] = ()
+    """URIs of its raws that were there once, if it is tried again."""
 
     @property
     def where(self) -> tuple[str, int]:

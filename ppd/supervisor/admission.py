@@ -38,6 +38,7 @@ def admit(
     accepted: float | None = None,
     only: Iterable[int] | None = None,
     paused: Mapping[int, object] = MappingProxyType({}),
+    among: Iterable[int] | None = None,
 ) -> VisitEntry:
     """Validate a message and plan its detector-visits.
 
@@ -66,6 +67,8 @@ def admit(
         Just these detectors (recovery).
     paused : `~collections.abc.Mapping` [ `int`, `object` ], optional
         Detectors that new visits are taken without, and why.
+    among : iterable of `int`, optional
+        Only detectors among these are meant, whatever the message says.
 
     Returns
     -------
@@ -104,6 +107,12 @@ def admit(
             )
         wanted = frozenset({visit.detector})
         visit = BareVisit.model_validate(visit.model_dump(exclude={"detector"}))
+    if among is not None:
+        meant = frozenset(among)
+        if not wanted & meant:
+            named = ", ".join(map(str, sorted(meant)[:5]))
+            raise InvalidVisitError(f"Visit {visit.identity} is for no science detector among {named}.")
+        wanted &= meant
     if only is None:
         check_fresh(visit, now, settings.message_expiration)
         fresh = wanted - known(visit.instrument, visit.groupId)

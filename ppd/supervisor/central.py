@@ -35,13 +35,25 @@ from ..errors import (
 )
 from ..instruments.description import InstrumentDescription
 from ..messages import Pointing
+from .cache_commands import serve_cache
 from .deployments import Deployment
 from .gather import Gatherer
 from .inbox import Inbox
 from .inheritance import Inheritance
 from .prefetch import Prefetcher
 from .reading import CentralButlers
-from .requests import DayKnown, Learn, LearnDay, Learned, Prefetch, Released, Resolve, Resolved
+from .requests import (
+    AskCache,
+    CacheSaid,
+    DayKnown,
+    Learn,
+    LearnDay,
+    Learned,
+    Prefetch,
+    Released,
+    Resolve,
+    Resolved,
+)
 from .resolve import Resolution
 from .statements import StatementCounter
 
@@ -51,7 +63,7 @@ _LOG = logging.getLogger(__name__)
 _RENEW_SECONDS = 60.0
 _LOOK_SECONDS = 5.0
 _LEARN_AGAIN_SECONDS = 2.0
-_Request = Resolve | Released | Prefetch | LearnDay | Learn
+_Request = Resolve | Released | Prefetch | LearnDay | Learn | AskCache
 # Known to every child, whatever its pipelines write.
 _ALWAYS = ("raw", "regionTimeInfo", "prompt_provenance")
 
@@ -267,6 +279,8 @@ class CentralReader:
                 self._renew(answer.inputs.resolution)
         elif isinstance(request, Released):
             self._cache.release(request.holder)
+        elif isinstance(request, AskCache):
+            self._inbox.put(CacheSaid(request.number, serve_cache(self._cache, request.request)))
         elif isinstance(request, Learn):
             self._inbox.put(self._learn(request))
         elif isinstance(request, LearnDay):

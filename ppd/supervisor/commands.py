@@ -5,9 +5,12 @@ from __future__ import annotations
 __all__ = ["answer"]
 
 import logging
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..crash_points import here
+from ..deployment import day_obs
 from ..errors import (
     IgnorableVisitError,
     InvalidVisitError,
@@ -23,9 +26,11 @@ from .metrics import exposition
 from .pauses import PausedError
 from .redelivery import deal_with
 from .requests import Prefetch
+from .second_tries import try_again
 from .status import describe
 from .steering import cancel, pause_or_resume
 from .table import State
+from .visits_in_hand import describe_visits
 
 if TYPE_CHECKING:
     from .daemon import Supervisor
@@ -44,7 +49,7 @@ _REFUSALS: tuple[tuple[type[PpdError], str, str], ...] = (
 )
 
 
-def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
+def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply | None:
     """Do what a request asks for.
 
     Parameters
@@ -56,11 +61,19 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
 
     Returns
     -------
-    reply : `ppd.messages.ControlReply`
-        To be sent once the journal is durable.
+    reply : `ppd.messages.ControlReply` or `None`
+        To be sent once the journal is durable; `None`: the thread that owns
+        the cache has to be asked.
     """
     if request.command == "submit":
-        return _submit(supervisor, request.visit)
+        return _submit(supervisor, request)
+    if request.command in ("show_cache", "evict", "pin", "unpin"):
+        return None
+    if request.command == "visits":
+        night = day_obs(time.time())
+        return ControlReply(ok=True, result={"night": night, "visits": describe_visits(supervisor)})
+    if request.command in ("retry", "replay"):
+        return _accepting(supervisor, lambda: try_again(supervisor, request))
     if request.command == "inputs":
         return _inputs(supervisor, request)
     if request.command == "prefetch":
@@ -89,25 +102,33 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
     return ControlReply(ok=True, result=describe(supervisor))
 
 
-def _submit(supervisor: Supervisor, message: Any) -> ControlReply:
+def _submit(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
+    def accept() -> ControlReply:
+        entry = supervisor.admit(request.visit, among=request.detectors or None)
+        supervisor.spool_watch.check_room(entry.visit.identity)
+        here("supervisor.visit-validated")
+        supervisor.lifecycle.accept(entry, "control")
+        result = {"group": entry.visit.groupId, "detectors": sorted(entry.detectors)}
+        return ControlReply(ok=True, result=result)
+
+    return _accepting(supervisor, accept)
+
+
+def _accepting(supervisor: Supervisor, accept: Callable[[], ControlReply]) -> ControlReply:
+    """Accept something if visits are taken at all, and count what is refused."""
     if supervisor.draining or supervisor.stopping:
         what = "stops" if supervisor.stopping else "is draining"
         return ControlReply(ok=False, code="unavailable", error=f"ppd {what} and takes no visits.")
     here("supervisor.visit-received")
     try:
         supervisor.pauses.check()
-        entry = supervisor.admit(message)
-        supervisor.spool_watch.check_room(entry.visit.identity)
-        here("supervisor.visit-validated")
-        supervisor.lifecycle.accept(entry, "control")
+        return accept()
     except PpdError as e:
         for kind, name, code in _REFUSALS:
             if isinstance(e, kind):
                 _note(supervisor, name, code, str(e))
                 return ControlReply(ok=False, code=code, error=str(e))
         raise
-    result = {"group": entry.visit.groupId, "detectors": sorted(entry.detectors)}
-    return ControlReply(ok=True, result=result)
 
 
 def _inputs(supervisor: Supervisor, request: ControlRequest) -> ControlReply:

@@ -51,6 +51,7 @@ from .notify import sd_notify
 from .nurseries import Nurseries
 from .pauses import Pauses
 from .processes import age_of_this_process
+from .questions import Questions
 from .raw_sources import RawSources, make_sources
 from .recovery import take_up
 from .reloading import Reloader
@@ -103,6 +104,7 @@ class Supervisor:
         self.signals = Signals()
         self._at_once = False
         self.answers: list[tuple[list[bytes], ControlReply]] = []
+        self.questions = Questions()
         self._logs_checked = -math.inf
         self._undo = contextlib.ExitStack()
         try:
@@ -318,7 +320,11 @@ class Supervisor:
         self.journal.commit()
 
     def admit(
-        self, message: Any, accepted: float | None = None, only: Iterable[int] | None = None
+        self,
+        message: Any,
+        accepted: float | None = None,
+        only: Iterable[int] | None = None,
+        among: Iterable[int] | None = None,
     ) -> VisitEntry:
         """Validate a nextVisit message; see `ppd.supervisor.admission.admit`."""
         return admit(
@@ -333,6 +339,7 @@ class Supervisor:
             accepted=accepted,
             only=only,
             paused=self.pauses.detectors,
+            among=among,
         )
 
     # One turn of the loop

@@ -25,7 +25,7 @@ from ..messages import (
 )
 from ..sources.raws import Candidate
 from .commands import answer
-from .requests import DayKnown, Learned, Released, Resolved
+from .requests import AskCache, CacheSaid, DayKnown, Learned, Released, Resolved
 
 if TYPE_CHECKING:
     from .daemon import Supervisor
@@ -85,6 +85,8 @@ def _take(supervisor: Supervisor, item: Any) -> None:
     elif isinstance(item, DayKnown):
         if supervisor.rollover.looked(item):
             supervisor.lifecycle.inputs.ask_now(item.day_obs, item.deployment)
+    elif isinstance(item, CacheSaid):
+        supervisor.answers += supervisor.questions.answered(item.number, item.reply)
     elif isinstance(item, Learned):
         supervisor.reloader.learned(item)
     elif isinstance(item, PrepareNursery):
@@ -100,6 +102,11 @@ def hear_requests(supervisor: Supervisor) -> None:
             if not isinstance(request, ControlRequest):
                 raise MessageError(f"{type(request).__name__} is no request")
             reply = answer(supervisor, request)
+            if reply is None:
+                # The thread that owns the cache answers.
+                number = supervisor.questions.ask(envelope)
+                supervisor.central.request(AskCache(number, request))
+                continue
         except MessageError as e:
             counters.error("requests_refused", "control", str(e))
             reply = ControlReply(ok=False, code="malformed", error=str(e))
@@ -108,3 +115,4 @@ def hear_requests(supervisor: Supervisor) -> None:
             _LOG.exception("A command failed.")
             reply = ControlReply(ok=False, code="unavailable", error=f"{type(e).__name__}: {e}")
         supervisor.answers.append((envelope, reply))
+    supervisor.answers += supervisor.questions.overdue()

@@ -33,10 +33,7 @@ from ..errors import PpdError
 from ..messages import DetectorKey
 from .child_logs import log_file
 from .journal_schema import SCHEMA_VERSION, schema_version
-
-STATES = ("accepted", "waiting", "forked", "ready", "running", "handed_over", "exported", "failed")
-"""In the order of a detector-visit's life, as `ppd.supervisor.table.State` has them; that takes
-seconds to import."""
+from .states import STATES
 
 _SECONDS = 10.0
 _STEPS = 10_000

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["Journal", "OldVisit", "UnfinishedVisit"]
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import logging
@@ -20,6 +19,7 @@ from ..deployment import day_obs as day_obs_of
 from ..errors import ConfigurationError, JournalError
 from ..messages import DetectorKey
 from .journal_schema import SCHEMA_VERSION, migrate
+from .journaled import JournaledVisit, OldVisit, Standing, UnfinishedVisit
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,38 +43,6 @@ _BUSY_MS = 2000
 # What is held back while the disk is full; a night of 189 detectors and
 # 1,000 visits has about 2 million events.
 _MAX_PENDING = 200_000
-
-
-@dataclasses.dataclass(frozen=True)
-class UnfinishedVisit:
-    """A visit of which an earlier supervisor left something undone."""
-
-    instrument: str
-    group: str
-    message: dict[str, Any]
-    accepted: float
-    """Unix seconds."""
-    day_obs: int
-    """The night that it was accepted for."""
-    deployment: str
-    """The deployment that it was accepted for; empty: an older ppd has not written it down."""
-    detectors: tuple[int, ...]
-    """Accepted and neither handed over nor failed."""
-    handed_over: tuple[int, ...]
-    """Handed over, and not known to be exported."""
-    attempts: Mapping[int, int]
-    """The last attempt at each of these."""
-
-
-@dataclasses.dataclass(frozen=True)
-class OldVisit:
-    """A visit all of whose detector-visits are over."""
-
-    instrument: str
-    group: str
-    message: dict[str, Any]
-    accepted: float
-    """Unix seconds."""
 
 
 class Journal:
@@ -150,9 +118,7 @@ class Journal:
         now = time.time()
         night = day_obs_of(now) if day_obs is None else day_obs
         rows = [(instrument, group, d, now) for d in detectors]
-        self.commit()
-        if self.trouble is not None:
-            raise JournalError(f"The journal can't be written: {self.trouble}.")
+        self._check()
         self._write(
             [
                 (
@@ -170,6 +136,45 @@ class Journal:
             ],
             all_or_nothing=True,
         )
+
+    def accepted_again(
+        self, instrument: str, group: str, message: Mapping[str, Any], attempts: Mapping[int, int], why: str
+    ) -> None:
+        """Note that detector-visits that had failed are to be tried again, durably.
+
+        Parameters
+        ----------
+        instrument, group : `str`
+            Which visit.
+        message : `~collections.abc.Mapping`
+            Its announcement, which a new start would take up.
+        attempts : `~collections.abc.Mapping` [ `int`, `int` ]
+            Number of the next attempt at each of them.
+        why : `str`
+            What an operator said.
+
+        Raises
+        ------
+        ppd.errors.JournalError
+            Raised if it could not be made durable; then nothing has changed.
+        """
+        now = time.time()
+        self._check()
+        notes: list[tuple[str, tuple[Any, ...]]] = [
+            (
+                "UPDATE visit SET message=? WHERE instrument=? AND group_name=?",
+                (json.dumps(message), instrument, group),
+            )
+        ]
+        for detector, attempt in attempts.items():
+            asked = json.dumps({"attempt": attempt} | ({"reason": why} if why else {}))
+            changed = json.dumps({"to": "accepted", "attempt": attempt})
+            notes += [
+                (_STATE, ("accepted", attempt, None, None, now, instrument, group, detector)),
+                (_EVENT, (now, detector, "retry_asked", asked, instrument, group)),
+                (_EVENT, (now, detector, "state", changed, instrument, group)),
+            ]
+        self._write(notes, all_or_nothing=True)
 
     def state(
         self,
@@ -279,6 +284,36 @@ class Journal:
         ).fetchone()
         return None if row is None else (row[0], row[1] or "")
 
+    def find(self, instrument: str, group: str) -> JournaledVisit | None:
+        """Look up a visit as committed; `None`: it is not there."""
+        whose = (instrument, group)
+        row = self._db.execute(
+            "SELECT message, accepted FROM visit WHERE instrument=? AND group_name=?", whose
+        ).fetchone()
+        if row is None:
+            return None
+        exported: dict[int, int] = {}
+        raws: dict[int, dict[str, None]] = {}
+        for detector, name, detail in self._db.execute(
+            "SELECT detector, name, detail FROM event WHERE instrument=? AND group_name=?"
+            " AND name IN ('exported', 'raw_seen') ORDER BY id",
+            whose,
+        ):
+            found = json.loads(detail)
+            if name == "exported":
+                exported[detector] = exported.get(detector, 0) + int(found.get("datasets", 0))
+            else:
+                raws.setdefault(detector, {})[str(found.get("uri", ""))] = None
+        detectors = {
+            int(d): Standing(state, int(attempt), exported.get(d, 0), tuple(raws.get(d, ())))
+            for d, state, attempt in self._db.execute(
+                "SELECT detector, state, attempt FROM detector_visit"
+                " WHERE instrument=? AND group_name=? ORDER BY detector",
+                whose,
+            )
+        }
+        return JournaledVisit(json.loads(row[0]), float(row[1]), detectors)
+
     def over_before(self, day_obs: int) -> Iterator[OldVisit]:
         """List the visits of the nights before one of which nothing is unfinished, oldest first."""
         rows = self._db.execute(
@@ -329,6 +364,12 @@ class Journal:
         """Commit and close."""
         self.commit()
         self._db.close()
+
+    def _check(self) -> None:
+        """Make all that was noted durable, or say that it can't be."""
+        self.commit()
+        if self.trouble is not None:
+            raise JournalError(f"The journal can't be written: {self.trouble}.")
 
     def _hold(self, statement: str, values: tuple[Any, ...]) -> None:
         self._pending.append((statement, values))

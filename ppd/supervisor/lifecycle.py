@@ -11,7 +11,8 @@ __all__ = ["Lifecycle"]
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pydantic
@@ -146,14 +147,45 @@ class Lifecycle:
             _LOG.info("Visit %s accepted for %d detectors.", visit.identity, len(entry.detectors))
         self.take_on(entry)
 
-    def take_on(self, entry: VisitEntry) -> None:
+    def accept_again(self, entry: VisitEntry, seen: Mapping[int, tuple[str, ...]], why: str) -> None:
+        """Take detector-visits on again that had failed: journal it, then ask for their inputs.
+
+        Parameters
+        ----------
+        entry : `ppd.supervisor.table.VisitEntry`
+            Just these detector-visits, as their next attempts.
+        seen : `~collections.abc.Mapping`
+            URIs of raws that were there once, by detector.
+        why : `str`
+            What an operator said.
+
+        Raises
+        ------
+        ppd.errors.JournalError
+            Raised if it can't be made durable; then nothing has changed.
+        """
+        visit = entry.visit
+        self.ledger.journal.accepted_again(
+            visit.instrument,
+            visit.groupId,
+            visit.model_dump(mode="json"),
+            {d.detector: d.attempt for d in entry.detectors.values()},
+            why,
+        )
+        self.counters.add("retries_asked", len(entry.detectors))
+        self.raws.recall(visit.groupId, entry.detectors.keys())
+        self.take_on(entry, seen)
+        # It is as fresh as it was announced now, for all that is left to do of it.
+        self.table.visits[visit.groupId].visit = visit
+
+    def take_on(self, entry: VisitEntry, seen: Mapping[int, tuple[str, ...]] = MappingProxyType({})) -> None:
         """Take on a visit that the journal has: ask for its inputs, and look for its raws."""
         visit = entry.visit
         delay = _GATHER_SECONDS if entry.fanned_out else 0.0
         for detector in entry.detectors:
             # Raws that came before have found their visit: they don't expire.
             self.raws.of(visit.groupId, detector)
-        self._sources.expect(visit, entry.detectors, self._raws_until(entry))
+        self._sources.expect(visit, entry.detectors, self._raws_until(entry), seen)
         entry = self.table.add(entry)
         entry.taken_on = time.monotonic()
         entry.resolve_at = entry.taken_on + delay
@@ -170,6 +202,7 @@ class Lifecycle:
         if d is None and key.detector in self.ledger.journal.known_detectors(key.instrument, key.group):
             # Of an earlier supervisor's visit: a start looks at all that is there.
             self.counters.add("raws_of_finished_visits")
+            self.raws.remember(candidate)  # an operator may have it tried again
         elif not self.raws.add(candidate, known=d is not None):
             self.counters.add("raws_seen_again")
         else:
@@ -353,6 +386,8 @@ class Lifecycle:
             d.putting_back = False
             self.ledger.change(d, State.RUNNING)
             self._sources.dismiss(d.group, d.detector)
+        elif message.name == "pipeline_end" and message.detail.get("success"):
+            d.pipeline_ended = message.time
         elif message.name == "preprocess_end" and not message.detail.get("success", True):
             self.ledger.fault(d, "preprocess_failed", reason)
         elif message.name in _FAULTS:

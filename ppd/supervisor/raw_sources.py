@@ -6,6 +6,7 @@ __all__ = ["RawSources", "make_sources"]
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from ..config import Settings
 from ..sources.directory import DirectorySource
@@ -98,7 +99,13 @@ class RawSources:
         for source in self._sources:
             self._guarded(source, source.stop)
 
-    def expect(self, visit: BareVisit, detectors: Iterable[int], until: float) -> None:
+    def expect(
+        self,
+        visit: BareVisit,
+        detectors: Iterable[int],
+        until: float,
+        seen: Mapping[int, tuple[str, ...]] = MappingProxyType({}),
+    ) -> None:
         """Look for the raws of a visit.
 
         Parameters
@@ -109,6 +116,8 @@ class RawSources:
             Those of its detectors that wait for raws.
         until : `float`
             After which nobody waits for them, Unix seconds.
+        seen : `~collections.abc.Mapping`, optional
+            URIs of raws that were there once, by detector.
         """
         for detector in detectors:
             wanted = Wanted(
@@ -119,6 +128,7 @@ class RawSources:
                 snaps=visit.nimages,
                 begin=visit.startTime - TAI_MINUS_UTC,
                 until=until,
+                seen=seen.get(detector, ()),
             )
             for source in self._sources:
                 self._guarded(source, source.expect, wanted)

@@ -7,6 +7,7 @@ __all__ = ["RawTable"]
 import collections
 import logging
 import time
+from collections.abc import Collection
 
 from ..sources.raws import Candidate
 
@@ -28,7 +29,7 @@ class RawTable:
         self.keep(keep_seconds, keep_count)
         self._raws: dict[tuple[str, int], list[Candidate]] = {}
         self._waiting: collections.OrderedDict[str, tuple[float, Candidate]] = collections.OrderedDict()
-        self._seen: collections.OrderedDict[str, tuple[int, str]] = collections.OrderedDict()
+        self._seen: collections.OrderedDict[str, Candidate] = collections.OrderedDict()
         # Where each exposure of a detector was seen first: a directory or a bucket.
         self._places: collections.OrderedDict[tuple[str, int, int, int], str] = collections.OrderedDict()
 
@@ -53,13 +54,8 @@ class RawTable:
         """
         assert candidate.key is not None
         path = candidate.uri
-        stamp = (candidate.size, candidate.stamp)
-        if self._seen.get(path) == stamp:
+        if not self.remember(candidate):
             return False
-        self._seen.pop(path, None)  # to the end of the order
-        self._seen[path] = stamp
-        while len(self._seen) > 2 * self._keep_count:
-            self._seen.popitem(last=False)
         where = (candidate.key.group, candidate.key.detector)
         # A file that grew since replaces what was reported of it.
         others = [c for c in self._raws.get(where, []) if c.uri != candidate.uri]
@@ -69,6 +65,27 @@ class RawTable:
             self._waiting[path] = (time.monotonic(), candidate)
         self.is_copy(candidate)
         return True
+
+    def remember(self, candidate: Candidate) -> bool:
+        """Take note of a raw that nobody waits for now; `False`: the very same was seen before."""
+        seen = self._seen.get(candidate.uri)
+        if seen is not None and (seen.size, seen.stamp) == (candidate.size, candidate.stamp):
+            return False
+        self._seen.pop(candidate.uri, None)  # to the end of the order
+        self._seen[candidate.uri] = candidate
+        while len(self._seen) > 2 * self._keep_count:
+            self._seen.popitem(last=False)
+        return True
+
+    def recall(self, group: str, detectors: Collection[int]) -> None:
+        """Have those again that were seen of detector-visits which were over, and are to be tried again."""
+        for candidate in self._seen.values():
+            key = candidate.key
+            if key is None or key.group != group or key.detector not in detectors:
+                continue
+            own = self._raws.setdefault((group, key.detector), [])
+            if all(c.uri != candidate.uri for c in own):
+                own.append(candidate)
 
     def is_copy(self, candidate: Candidate) -> bool:
         """Whether an exposure was seen in another place first: in a bucket, or in a directory."""

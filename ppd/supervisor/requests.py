@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ["DayKnown", "Learn", "LearnDay", "Learned", "Prefetch", "Released", "Resolve", "Resolved"]
+__all__ = [
+    "AskCache",
+    "CacheSaid",
+    "DayKnown",
+    "Learn",
+    "LearnDay",
+    "Learned",
+    "Prefetch",
+    "Released",
+    "Resolve",
+    "Resolved",
+]
 
 import dataclasses
 from collections.abc import Mapping
 
-from ..messages import CacheView, Pointing, PrepareNursery
+from ..messages import CacheView, ControlReply, ControlRequest, Pointing, PrepareNursery
 from ..visit import BareVisit
 from .deployments import Deployment
 from .inputs import VisitInputs
@@ -40,6 +51,23 @@ class Prefetch:
     """Request: fetch the inputs of pointings when there is nothing else to do."""
 
     pointings: tuple[Pointing, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class AskCache:
+    """Request: say what is in the cache, or change something there, for an operator."""
+
+    number: int
+    """Of the question."""
+    request: ControlRequest
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheSaid:
+    """Answer: what an operator is told."""
+
+    number: int
+    reply: ControlReply
 
 
 @dataclasses.dataclass(frozen=True)

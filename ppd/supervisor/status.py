@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .faults import ailments
 from .steering import describe_pauses
 from .table import LIVE, PAST_CHILDREN
+from .visits_in_hand import group_states
 
 if TYPE_CHECKING:
     from .daemon import Supervisor
@@ -37,15 +38,12 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
     settings = supervisor.settings
     visits = []
     for entry in list(life.table.visits.values())[-_LAST_VISITS:]:
-        states: dict[str, int] = {}
-        for d in entry.detectors.values():
-            states[d.state.value] = states.get(d.state.value, 0) + 1
         visits.append(
             {
                 "group": entry.visit.groupId,
                 "filter": entry.visit.filters,
                 "accepted": entry.accepted,
-                "states": states,
+                "states": group_states(entry),
                 "late": sum(d.late for d in entry.detectors.values()),
             }
         )

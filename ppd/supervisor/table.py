@@ -83,6 +83,8 @@ class DetectorVisit:
     """Whether another try may follow when its child is ended by the supervisor."""
     closed: float | None = None
     """When its last raw was seen complete, Unix seconds."""
+    pipeline_ended: float | None = None
+    """When its main pipeline came to its end, Unix seconds."""
     late: bool = False
     """Whether its alerts will be late, as was seen when it waited for a processor."""
     putting_back: bool = False
@@ -135,7 +137,7 @@ class DetectorVisit:
         self.attempt += 1
         self.state = State.WAITING
         self.pid = self.identity = self.raws_until = self.terminated_at = None
-        self.done = self.exited_at = self.exit_code = None
+        self.done = self.exited_at = self.exit_code = self.pipeline_ended = None
         self.told_no_more = self.exported = self.looked_for = False
         self.set_aside = ""
         self.may_retry = True

@@ -1,0 +1,70 @@
+"""The visits that the supervisor has in hand, one by one: for operators, while the night goes on."""
+
+from __future__ import annotations
+
+__all__ = ["describe_visits", "group_states"]
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from .table import DetectorVisit, State, VisitEntry
+
+if TYPE_CHECKING:
+    from .daemon import Supervisor
+
+
+def describe_visits(supervisor: Supervisor) -> list[dict[str, Any]]:
+    """Describe the visits that are at work, and the last of those that are over.
+
+    Parameters
+    ----------
+    supervisor : `ppd.supervisor.daemon.Supervisor`
+        The supervisor.
+
+    Returns
+    -------
+    visits : `list` [ `dict` ]
+        In the order in which they were accepted: what was announced, detectors by state,
+        and whether alerts were in time.
+    """
+    now, seconds = time.time(), supervisor.settings.alert_deadline
+    return [_describe(entry, now, seconds) for entry in supervisor.lifecycle.table.visits.values()]
+
+
+def group_states(entry: VisitEntry) -> dict[str, int]:
+    """Count a visit's detectors by state, in the order of their life."""
+    states = [d.state for d in entry.detectors.values()]
+    return {state.value: states.count(state) for state in State if state in states}
+
+
+def _describe(entry: VisitEntry, now: float, alert_deadline: float) -> dict[str, Any]:
+    visit, detectors = entry.visit, list(entry.detectors.values())
+    timely = [_in_time(d, visit.duration, alert_deadline) for d in detectors]
+    reasons = [d.reason for d in detectors if d.reason]
+    return {
+        "group": visit.groupId,
+        "night": entry.day_obs,
+        "filter": visit.filters,
+        "survey": visit.survey,
+        "ra": visit.ra,
+        "dec": visit.dec,
+        "rotation": visit.rotation,
+        "accepted": entry.accepted,
+        "age": now - entry.accepted,
+        "over": all(d.state in (State.EXPORTED, State.FAILED) for d in detectors),
+        "states": group_states(entry),
+        "again": sum(d.attempt > 1 for d in detectors),
+        "alerts": {
+            "in_time": timely.count(True),
+            "late": sum(found is False or (found is None and d.late) for found, d in zip(timely, detectors)),
+        },
+        "reason": reasons[-1] if reasons else "",
+    }
+
+
+def _in_time(d: DetectorVisit, duration: float, alert_deadline: float) -> bool | None:
+    """Whether its pipeline, which sends its alerts, ended in time; `None`: it has not ended."""
+    if d.pipeline_ended is None:
+        return None
+    end = d.accepted + duration if d.closed is None else d.closed
+    return d.pipeline_ended <= end + alert_deadline
