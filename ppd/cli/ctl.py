@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..control import ControlClient, NoSupervisorError
 from ..errors import ConfigurationError, PpdError
-from .client import ControlClient, NoSupervisorError
 from .config_commands import add_config_commands
 from .dead_letter_commands import add_dead_letter_commands
 from .doctor import add_doctor_command

@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import Settings
+from ..control import ControlClient
 from ..messages import MAX_ENTRIES, ControlRequest
 from ..supervisor.dead_letters import list_letters, read_letter
-from .client import ControlClient
 from .options import ask_first, settings_of
 
 

@@ -14,8 +14,8 @@ import pydantic
 from rich.console import Console
 from rich.table import Table
 
+from ..control import ControlClient
 from ..messages import Pointing
-from .client import ControlClient
 
 
 def add_input_commands(commands: Any, common: argparse.ArgumentParser) -> None:

@@ -10,8 +10,8 @@ import sys
 import time
 from typing import Any
 
+from ..control import ControlClient
 from ..messages import ControlRequest
-from .client import ControlClient
 
 _POLL_SECONDS = 0.2
 

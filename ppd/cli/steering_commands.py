@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..control import ControlClient
 from ..messages import MAX_DETECTORS, MAX_REASON, ControlReply, ControlRequest
 from ..supervisor.pauses import Pause
-from .client import ControlClient
 from .options import ask_first
 
 

@@ -19,6 +19,7 @@ from ..errors import (
 from ..messages import ControlReply, ControlRequest, Pointing
 from .admission import DuplicateVisitError
 from .inputs import describe_inputs
+from .overview import describe_detectors
 from .pauses import PausedError
 from .redelivery import deal_with
 from .requests import Prefetch
@@ -77,6 +78,8 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
         return pause_or_resume(supervisor, request)
     if request.command == "cancel":
         return cancel(supervisor, request)
+    if request.command == "detectors":
+        return ControlReply(ok=True, result=describe_detectors(supervisor))
     if request.command == "drain":
         supervisor.drain()
         return ControlReply(ok=True, result={"drained": supervisor.idle()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Ledger"]
 
 import logging
+import time
 from typing import Any
 
 from ..logs import bound
@@ -34,7 +35,7 @@ class Ledger:
         self, d: DetectorVisit, state: State, *, reason: str | None = None, pipeline: str | None = None
     ) -> None:
         """Change the state of a detector-visit."""
-        d.state = state
+        d.state, d.since = state, time.time()
         d.reason = reason or ""
         self.journal.state(
             d.instrument,

@@ -67,6 +67,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         faults.append(f"journal: {supervisor.journal.trouble}")
     sources = supervisor.sources.status()
     faults += [f"raws from {s.name}: {s.trouble}" for s in sources if s.trouble]
+    faults += filter(None, [supervisor.web.fault()])
     blocked = [d for d in life.table.live() if d.phase == "spool_full"]
     if blocked:
         faults.append(f"{len(blocked)} children wait for room in the spool {settings.spool_dir}")
@@ -108,6 +109,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
             "dead_letters": supervisor.exporter.state.letters,
         },
         "loop": supervisor.watch.describe(),
+        "web": supervisor.web.describe(),
         "raws_waiting": life.raws.unmatched,
         "raw_sources": [dataclasses.asdict(s) for s in sources],
         "counts": supervisor.counters.as_dict(),

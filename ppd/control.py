@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import zmq
 
-from ..messages import ControlReply, ControlRequest, Pointing, decode, encode
+from .messages import ControlReply, ControlRequest, Pointing, decode, encode
 
 
 class NoSupervisorError(RuntimeError):
