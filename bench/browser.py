@@ -185,7 +185,7 @@ def open_browser() -> Iterator[Browser]:
 def _await_port(folder: Path, process: subprocess.Popen[bytes]) -> int:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, LookupError):
             return int((folder / "DevToolsActivePort").read_text().splitlines()[0])
         time.sleep(0.05)
     raise RuntimeError(f"Chromium did not start ({process.poll()}).")

@@ -6,6 +6,7 @@ __all__ = ["measure_sight"]
 
 import contextlib
 import http.client
+import resource
 import subprocess
 import sys
 import tempfile
@@ -67,7 +68,7 @@ def measure_sight(say: Callable[[str], None]) -> dict[str, Any]:
                 time.sleep(max(0.0, _WINDOW_SECONDS - (time.monotonic() - begin)))
                 shares = (_seconds(page) - before) / (time.monotonic() - begin)
                 steady = _share(page, 10.0)
-                commands = _time_commands(ppd.socket_dir)
+                commands, processor = _time_commands(ppd.socket_dir)
             per_look, size = _cost_of_looks(ppd.client.request, supervisor)
             memory = page.memory_info().rss
     return {
@@ -82,6 +83,7 @@ def measure_sight(say: Callable[[str], None]) -> dict[str, Any]:
         "page_memory_mb": memory / 1e6,
         "status_p95_s": float(np.percentile(commands, 95)),
         "status_p50_s": float(np.percentile(commands, 50)),
+        "status_cpu_s": processor,
     }
 
 
@@ -130,15 +132,18 @@ def _open_page(address: str) -> Iterator[list[int]]:
         reader.join(12.0)
 
 
-def _time_commands(socket_dir: Path) -> list[float]:
-    """Time ``ppdctl status`` as a command."""
+def _time_commands(socket_dir: Path) -> tuple[list[float], float]:
+    """Time ``ppdctl status`` as a command; and its processor time, which a busy machine does not change."""
     command = [sys.executable, "-m", "ppd.cli.ctl", "status", "--socket-dir", str(socket_dir)]
     times = []
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for _ in range(_COMMANDS):
         begin = time.monotonic()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
         times.append(time.monotonic() - begin)
-    return times
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return times, spent / _COMMANDS
 
 
 def _cost_of_looks(request: Callable[[ControlRequest], Any], supervisor: psutil.Process) -> tuple[float, int]:

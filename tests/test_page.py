@@ -139,6 +139,7 @@ def test_health_and_readiness(supervisor: StandIn, here: Site) -> None:
     assert (status, text) == (503, "ppd is draining\n")
     assert here.ask("/healthz")[0] == 200
     assert here.json("/api/status")["pid"] == 4711
+    assert here.ask("/metrics")[0] == 503  # this supervisor has none
     supervisor.set(make_status(), make_overview({}, []))
 
 

@@ -80,6 +80,11 @@ def test_start_and_rights(settings: Settings, keep: Callable[[Settings], WebKeep
     assert os.getsid(pid) == pid
     assert "AWS_SECRET_ACCESS_KEY" not in process.environ()
     assert "lsst" not in Path(f"/proc/{pid}/maps").read_text()
+    with Site(address).events():
+        begin = time.monotonic()
+        keeper.stop(20.0)
+        assert time.monotonic() < begin + 10.0
+    assert not psutil.pid_exists(pid)
 
 
 def test_an_end_unasked_is_a_fault_and_it_begins_anew(

@@ -61,6 +61,14 @@ _FAINT = """(() => {
 })()"""
 
 
+# Signs, numbers and names that are larger than their detector.
+_TOO_LARGE = """[...document.querySelectorAll(".detector")].filter((g) => {
+  const room = g.querySelector(".area").getBBox();
+  const texts = [...g.querySelectorAll("text")].filter((t) => t.textContent && t.checkVisibility());
+  return texts.some((t) => t.getBBox().width > room.width || t.getBBox().height > room.height);
+}).map((g) => g.ariaLabel)"""
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     with open_browser() as browser:
@@ -128,6 +136,9 @@ def test_a_visit_and_a_restart(ppd: Ppd, browser: Browser) -> None:
     browser.await_sight("document.querySelector('#verdict').dataset.level === 'warning'")
     assert "satellite" in browser.see("document.getElementById('troubled').textContent")
     assert "ppdctl show seen 5" in browser.see("document.getElementById('troubled').textContent")
+    for colours in ("seconds", "state"):
+        browser.see(f"document.querySelector('input[value={colours}]').click()")
+        assert browser.see(_TOO_LARGE) == []
     _look_at_history(browser)
     _kill_and_restart(ppd, browser)
 
@@ -229,6 +240,7 @@ def test_189_detectors(browser: Browser, tmp_path: Path) -> None:
             browser.see("document.querySelector('input[value=seconds]').click()")
             browser.await_sight("document.querySelectorAll('[data-kind=step-over]').length > 20")
             _await_readable(browser)
+            assert browser.see(_TOO_LARGE) == []
             browser.see("document.querySelector('input[value=state]').click()")
         for width in (400, 900, 1920):
             browser.resize(width, 900)

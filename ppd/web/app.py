@@ -205,7 +205,11 @@ def make_app(setup: WebSetup, line: ControlLine, watch: Watch, door: Door, limit
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
+    async def let_go(app: web.Application) -> None:
+        watch.end()
+
     app.cleanup_ctx.append(looking)
+    app.on_shutdown.append(let_go)
     return app
 
 

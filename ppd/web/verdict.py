@@ -90,7 +90,7 @@ def _judge(
     so_far = 0 if current is last else _count(current, "failed")
     lacks = [f"{failed} failed"] if failed else []
     lacks += [f"{last['late']} late"] if last["late"] else []
-    lacks += [f"{so_far} of the visit at work failed"] if so_far else []
+    lacks += [f"and {so_far} of the visit at work failed"] if so_far else []
     if lacks:
         words = "Alerts flow, not from all detectors" if failed or so_far else "Alerts flow, late"
         return "warning", words, f"{what}, {', '.join(lacks)}"

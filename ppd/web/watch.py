@@ -29,7 +29,7 @@ class Listener:
     def __init__(self) -> None:
         self.queue: asyncio.Queue[bytes] = asyncio.Queue(_QUEUE)
         self.cut = asyncio.Event()
-        """Set when it was too slow."""
+        """Set when it was too slow, or all is over."""
 
     def tell(self, message: bytes) -> None:
         """Queue a message, or give up on who doesn't take them."""
@@ -83,6 +83,11 @@ class Watch:
         self._listeners.discard(listener)
         if not self._listeners:
             self._wanted.clear()
+
+    def end(self) -> None:
+        """Let go of all listeners."""
+        for listener in self._listeners:
+            listener.cut.set()
 
     @property
     def listeners(self) -> int:

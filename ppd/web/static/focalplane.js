@@ -57,9 +57,9 @@ export function makeFocalPlane(svg, hover, chosen) {
     const cx = d.corners.reduce((s, c) => s + c[0], 0) / d.corners.length;
     const cy = -d.corners.reduce((s, c) => s + c[1], 0) / d.corners.length;
     const side = sideOf(d);
-    const few = !svg.classList.contains("many");
-    const sign = draw("text", { x: cx, y: cy - (few ? side * 0.1 : 0), class: "sign", "font-size": side * (few ? 0.3 : 0.46) });
-    const info = draw("text", { x: cx, y: cy + side * 0.24, class: "info", "font-size": side * 0.11 });
+    const few = !isMany();
+    const sign = draw("text", { x: cx, y: cy - (few ? side * 0.1 : 0), class: "sign", "font-size": signSize(side) });
+    const info = draw("text", { x: cx, y: cy + side * 0.24, class: "info", "font-size": side * 0.095 });
     const name = draw("text", { x: cx, y: cy + side * 0.41, class: "name", "font-size": side * 0.11 }, `${d.id} ${d.name}`);
     const corner = [
       [cx + side * 0.22, cy - side * 0.5],
@@ -82,8 +82,12 @@ export function makeFocalPlane(svg, hover, chosen) {
     g.addEventListener("mouseenter", () => tell(d.id));
     g.addEventListener("keydown", (e) => key(e, d.id));
     svg.append(g);
-    places.set(d.id, { shape: d, g, sign, info, cx, cy });
+    places.set(d.id, { shape: d, side, g, sign, info, cx, cy });
   }
+
+  const isMany = () => svg.classList.contains("many");
+  // Numbers take more room than signs.
+  const signSize = (side) => side * (isMany() ? 0.46 : 0.3) * (byState ? 1 : 0.85);
 
   function choose(id) {
     roam(id);
@@ -144,8 +148,8 @@ export function makeFocalPlane(svg, hover, chosen) {
       p.g.dataset.kind = byState ? kind : step(seconds, deadline);
       p.g.classList.toggle("late", Boolean(entry?.late));
       p.g.classList.toggle("failed-before", Boolean(entry?.failed) && kind !== "failed");
-      p.sign.textContent = byState ? KINDS[kind].sign : seconds == null ? "" : Math.round(seconds);
-      p.info.textContent = entry?.since && kind !== "none" ? `${KINDS[kind].short} ${sinceWhen(entry, now)}` : "";
+      p.sign.textContent = byState ? KINDS[kind].sign : seconds == null ? "" : `${Math.round(seconds)}${isMany() ? "" : " s"}`;
+      p.info.textContent = entry?.since && kind !== "none" && kind !== "paused" ? `${KINDS[kind].short} ${sinceWhen(entry, now)}` : "";
       p.g.setAttribute("aria-label", label(id));
     }
   }
@@ -160,6 +164,7 @@ export function makeFocalPlane(svg, hover, chosen) {
     colours: (what) => {
       byState = what === "state";
       svg.classList.toggle("by-seconds", !byState);
+      for (const p of places.values()) p.sign.setAttribute("font-size", signSize(p.side));
     },
     get byState() {
       return byState;

@@ -146,10 +146,10 @@ function visitRow(v) {
 export function showGauges(picture) {
   const g = picture.gauges;
   const rows = [
-    ["Spool", g.spool, `${bytes(g.spool.used)} of ${bytes(g.spool.total)}, ${g.spool.entries} hand-overs wait for export`],
+    ["Spool", g.spool, `${bytes(g.spool.used)} of ${bytes(g.spool.total)}, waiting for export: ${g.spool.entries}`],
     ["Cache", g.cache, `${bytes(g.cache.used)} of ${bytes(g.cache.total)}, ${g.cache.entries} inputs`],
     ["Slots", g.slots, `${g.slots.used} of ${g.slots.total} children alive`],
-    ["Processors", g.processors, `${g.processors.used} of ${g.processors.total} at work, ${g.processors.queued} children wait for one`],
+    ["Processors", g.processors, `${g.processors.used} of ${g.processors.total} at work, children waiting: ${g.processors.queued}`],
   ];
   // Full slots and processors are work; a full spool or none of it left is trouble.
   show($("gauges"), [rows, g.dead_letters, g.raws_waiting], () => [
