@@ -25,9 +25,10 @@ from .merging import merge_part
 from .report import describe_machine, draw, show_table, write_results
 from .rows import ForkTimes, Row, median_rows
 from .servers import PostgresServer
+from .sight import measure_sight
 from .sky import choose_detectors, make_visits
 
-_PARTS = ("inputs", "life", "durability")
+_PARTS = ("inputs", "life", "durability", "sight")
 _BACKENDS = ("sqlite", "postgresql")
 _WAYS = {"ppd": "bench.ppd_way", "per-worker": "bench.per_worker"}
 # What takes long once is measured once.
@@ -56,6 +57,10 @@ def main() -> int:
     if "durability" in arguments.only:
         figures = measure_durability(arguments.small, console.print)
         merge_part(arguments.out / "results.json", "durability", figures)
+        console.print_json(data=figures)
+    if "sight" in arguments.only:
+        figures = measure_sight(console.print)
+        merge_part(arguments.out / "results.json", "sight", figures)
         console.print_json(data=figures)
     if "inputs" not in arguments.only:
         return 0

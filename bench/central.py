@@ -92,6 +92,7 @@ def bench_settings(uri: str, state_dir: Path, **changes: Any) -> Settings:
         "state_dir": state_dir,
         "preprocessing_pipelines": [{"pipelines": [str(PIPELINES / "Preprocess.yaml")]}],
         "main_pipelines": [{"pipelines": [str(PIPELINES / "ApPipe.yaml")]}],
+        "http_listen": None,
     }
     return Settings.model_validate({**values, **changes})
 

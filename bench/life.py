@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from ppd.cli.client import ControlClient
 from ppd.config import Settings
+from ppd.control import ControlClient
 from ppd.demo.camera import INSTRUMENT, focal_plane
 
 from . import ppd_way

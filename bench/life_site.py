@@ -27,8 +27,8 @@ import yaml
 from astropy.time import Time, TimeDelta
 from lsst.daf.butler import Butler, CollectionType, Config, DatasetType, Timespan
 
-from ppd.cli.client import ControlClient, NoSupervisorError
 from ppd.config import Settings
+from ppd.control import ControlClient, NoSupervisorError
 from ppd.demo.camera import INSTRUMENT, focal_plane
 from ppd.demo.democam import DemoCam
 from ppd.deployment import day_obs
@@ -177,6 +177,7 @@ def life_settings(folder: Path, central: Path, sockets: Path) -> Settings:
             "spool_min_free": "1 MiB",
             "image_timeout": 120.0,
             "retries": 0,
+            "http_listen": None,
         }
     )
 

@@ -23,8 +23,8 @@ import numpy as np
 import psutil
 import yaml
 
-from ppd.cli.client import ControlClient, NoSupervisorError
 from ppd.config import Settings
+from ppd.control import ControlClient, NoSupervisorError
 from ppd.initializer import initialize
 from ppd.messages import ControlRequest
 from ppd.visit import BareVisit
@@ -91,6 +91,7 @@ class _Ppd:
     def __init__(self, process: subprocess.Popen[bytes], settings: Settings):
         self._process = process
         self._settings = settings
+        self.socket_dir = settings.socket_dir
         self.client = ControlClient(settings.socket_dir, timeout=10.0)
 
     def wait(self, condition: Callable[[], Any], what: str, seconds: float = _READY_SECONDS) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ppd.cli.client import ControlClient, NoSupervisorError
 from ppd.config import Settings
+from ppd.control import ControlClient, NoSupervisorError
 from ppd.demo.camera import INSTRUMENT, focal_plane
 from ppd.supervisor.journal import Journal
 

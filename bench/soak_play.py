@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from ppd.cli.client import NoSupervisorError
+from ppd.control import NoSupervisorError
 
 from .demo_visit import DemoVisit
 from .soak_kills import Executioner, draw_doom

@@ -24,8 +24,8 @@ from lsst.daf.butler import Butler, CollectionType, Config, DatasetType, Timespa
 from lsst.dax.apdb.sql import ApdbSql
 from lsst.images import Image
 
-from ppd.cli.client import ControlClient, NoSupervisorError
 from ppd.config import Settings, load_settings
+from ppd.control import ControlClient, NoSupervisorError
 from ppd.demo.camera import INSTRUMENT, focal_plane
 from ppd.demo.central import build_apdb
 from ppd.demo.democam import DemoCam
@@ -123,6 +123,7 @@ class Site:
             "heartbeat_timeout": 8.0,
             "worker_timeout": 120.0,
             "log_format": "text",
+            "http_listen": None,
         }
 
     def __enter__(self) -> Self:

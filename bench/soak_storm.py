@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ppd.cli.client import ControlClient, NoSupervisorError
+from ppd.control import ControlClient, NoSupervisorError
 from ppd.visit import TAI_MINUS_UTC
 
 from .demo_visit import DemoVisit

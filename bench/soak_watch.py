@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from ppd.cli.client import ControlClient, NoSupervisorError
+from ppd.control import ControlClient, NoSupervisorError
 
 _ANSWER_SECONDS = 2.0
 _AGAIN_SECONDS = 0.4

@@ -52,6 +52,7 @@ class ControlRequest(Message):
         "resume",
         "cancel",
         "metrics",
+        "detectors",
         "show_cache",
         "evict",
         "pin",

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import pydantic
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
+_LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})")
 _LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "VERBOSE", "DEBUG", "TRACE")
 
 
@@ -72,6 +73,42 @@ def split_levels(value: object) -> object:
     return levels
 
 
+def _check_listen(value: object) -> object:
+    # Nothing, or what YAML and people write for it, means: no page.
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none", "off")):
+        return None
+    return value
+
+
+def split_listen(value: str) -> tuple[str, int]:
+    """Split ``host:port`` into both.
+
+    Parameters
+    ----------
+    value : `str`
+        As in the setting ``http_listen``; an IPv6 address is in brackets.
+
+    Returns
+    -------
+    host, port : `str`, `int`
+        Where to listen; port 0: any that is free.
+
+    Raises
+    ------
+    ValueError
+        Raised if it is not of this form.
+    """
+    match = _LISTEN.fullmatch(value.strip())
+    if match is None or int(match[3]) > 65535:
+        raise ValueError("not host:port, as 127.0.0.1:8642 or [::1]:8642; port 0: any that is free")
+    return match[1] or match[2], int(match[3])
+
+
+def _check_address(value: str) -> str:
+    split_listen(value)
+    return value.strip()
+
+
 Bytes = Annotated[int, pydantic.BeforeValidator(parse_size), pydantic.Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 Grace = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
@@ -80,6 +117,9 @@ Name = Annotated[str, pydantic.Field(min_length=1)]
 Regex = Annotated[str, pydantic.AfterValidator(_check_regex)]
 Url = Annotated[str, pydantic.Field(pattern=r"^https?://[^/\s]+")]
 Level = Annotated[str, pydantic.BeforeValidator(_check_level)]
+Listen = Annotated[
+    Annotated[str, pydantic.AfterValidator(_check_address)] | None, pydantic.BeforeValidator(_check_listen)
+]
 Degrees = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 
 

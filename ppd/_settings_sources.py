@@ -54,7 +54,7 @@ _NOT_YET = (
     "SASQUATCH_URL",
 )
 
-_PATHS = ("state_dir", "socket_dir", "shm_dir", "shm_fallback", "local_repos", "spool_dir")
+_PATHS = ("state_dir", "socket_dir", "shm_dir", "shm_fallback", "local_repos", "spool_dir", "http_token_file")
 _URIS = ("central_repo", "read_central_repo", "apdb_config")
 _NODES = ("preprocessing_pipelines", "main_pipelines")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")

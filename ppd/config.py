@@ -18,6 +18,7 @@ from ._setting_types import (
     Frozen,
     Grace,
     Level,
+    Listen,
     Name,
     PipelineNode,
     Regex,
@@ -238,6 +239,12 @@ class Settings(Frozen):
 
     trace_endpoint: Url | None = None
     """URL of an OpenTelemetry collector (OTLP over HTTP) that gets traces; there are none when absent."""
+
+    http_listen: Listen = "127.0.0.1:8642"
+    """Where the status page is served, host:port; port 0: any that is free; empty: not at all."""
+
+    http_token_file: Path | None = None
+    """File with the token that lets the page pause, resume and cancel; without it the page only shows."""
 
     log_level: Level = "INFO"
     """Level of ppd's and the middleware's log."""

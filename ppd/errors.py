@@ -10,6 +10,7 @@ __all__ = [
     "InvalidRawError",
     "InvalidVisitError",
     "JournalError",
+    "NoSupervisorError",
     "NotInitializedError",
     "PpdError",
     "RetriableError",
@@ -103,3 +104,7 @@ class RetriableError(PpdError):
 
 class FinalError(PpdError):
     """Raised when processing failed and the APDB or an alert stream may have changed."""
+
+
+class NoSupervisorError(RuntimeError):
+    """Raised when no supervisor answers."""

@@ -1,6 +1,6 @@
 """Every message between ppd's processes, as frozen models.
 
-Four conversations use them: supervisor and nursery, supervisor and exporter
+Five conversations use them: supervisor and nursery, exporter, status page
 (JSON lines on a pipe), supervisor and child (ZeroMQ, `ChildLink`), supervisor
 and ``ppdctl`` (ZeroMQ).  Each message carries its ``kind``, so that one call parses any of
 them; what does not parse is refused and counted, never acted on.
@@ -53,6 +53,8 @@ __all__ = [
     "SetAside",
     "SetupFailed",
     "ShutDown",
+    "WebSetup",
+    "WebState",
     "decode",
     "encode",
     "own_folder",
@@ -87,6 +89,7 @@ from ._jobs import (
     own_folder,
 )
 from ._limits import MAX_DETECTORS, MAX_ENTRIES, MAX_REASON
+from ._web_messages import WebSetup, WebState
 
 FailureClass = Literal["retriable", "final", "ignorable"]
 """What a failure has changed outside ppd (invariant 7 of the design)."""
@@ -317,6 +320,8 @@ _AnyMessage = Annotated[
     | Discard
     | SetAside
     | Hurry
+    | WebSetup
+    | WebState
     | ChildReady
     | ChildHeartbeat
     | PhaseEvent

@@ -21,8 +21,8 @@ import astropy.io.fits
 import yaml
 from lsst.daf.butler import Butler, DatasetRef
 
-from ppd.cli.client import ControlClient, NoSupervisorError
 from ppd.config import Settings, load_settings
+from ppd.control import ControlClient, NoSupervisorError
 from ppd.demo.leftovers import count_leftovers
 from ppd.demo.night import NightPlan
 from ppd.demo.player import next_visit
@@ -130,6 +130,8 @@ class Ppd:
             "image_timeout": 20.0,
             "repo_retry_delay": 1.0,
             "log_format": "text",
+            # Each would want the same port.
+            "http_listen": None,
             **changes,
         }
         self.config = folder / "ppd.yaml"

@@ -17,8 +17,8 @@ import pytest
 from lsst.daf.butler import Butler
 from observatory import wait_for
 
-from ppd.cli.client import ControlClient, NoSupervisorError
 from ppd.config import load_settings
+from ppd.control import ControlClient, NoSupervisorError
 
 pytestmark = pytest.mark.night
 

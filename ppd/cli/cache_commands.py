@@ -12,7 +12,7 @@ from .options import add_command, ask_first, tell
 
 if TYPE_CHECKING:
     from .._control_messages import ControlReply
-    from .client import ControlClient
+    from ..control import ControlClient
 
 
 def add_cache_commands(commands: Any, common: argparse.ArgumentParser) -> None:

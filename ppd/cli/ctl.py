@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError, PpdError
+from ..errors import ConfigurationError, NoSupervisorError, PpdError
 from .cache_commands import add_cache_commands
 from .completion_command import add_completion_command
 from .config_commands import add_config_commands
@@ -26,14 +26,14 @@ from .history_commands import add_history_commands
 from .input_commands import add_input_commands
 from .log_commands import add_log_commands
 from .metrics_command import add_metrics_command
-from .options import EXIT_CODES, NoSupervisorError, add_command, common_options, settings_of, sockets_of, tell
+from .options import EXIT_CODES, add_command, common_options, settings_of, sockets_of, tell
 from .reload_command import add_reload_command
 from .status_command import add_status_command
 from .steering_commands import add_steering_commands
 from .visit_commands import add_visit_commands
 
 if TYPE_CHECKING:
-    from .client import ControlClient
+    from ..control import ControlClient
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return int(arguments.run(arguments))
     if arguments.offline:  # it reads what is on disk, and needs no ppd
         return int(arguments.run(settings_of(arguments), arguments))
-    from .client import ControlClient
+    from ..control import ControlClient
 
     with ControlClient(sockets_of(arguments), arguments.timeout) as client:
         return int(arguments.run(client, arguments))

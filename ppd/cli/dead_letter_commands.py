@@ -15,7 +15,7 @@ from .options import add_command, ask_first, settings_of
 
 if TYPE_CHECKING:
     from ..config import Settings
-    from .client import ControlClient
+    from ..control import ControlClient
 
 
 def add_dead_letter_commands(commands: Any, common: argparse.ArgumentParser) -> None:

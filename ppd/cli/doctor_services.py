@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from lsst.daf.butler import Butler
 
 from ..config import Settings
+from ..control import ControlClient, NoSupervisorError
 from ..deployment import day_obs
 from ..errors import NotInitializedError, PpdError, one_line
 from ..initializer import check_initialized
 from ..s3 import explain, make_client
 from ..supervisor.reading import open_butler
-from .client import ControlClient, NoSupervisorError
 from .doctor import Finding
 
 _SLOW_SECONDS = 2.0

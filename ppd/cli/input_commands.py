@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from .._control_messages import Pointing
-    from .client import ControlClient
+    from ..control import ControlClient
 
 
 def add_input_commands(commands: Any, common: argparse.ArgumentParser) -> None:

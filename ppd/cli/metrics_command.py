@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .options import add_command, tell
 
 if TYPE_CHECKING:
-    from .client import ControlClient
+    from ..control import ControlClient
 
 
 def add_metrics_command(commands: Any, common: argparse.ArgumentParser) -> None:

@@ -9,7 +9,6 @@ __all__ = [
     "EXIT_CODES",
     "FILES",
     "GROUPS",
-    "NoSupervisorError",
     "add_command",
     "add_group",
     "ask_first",
@@ -51,10 +50,6 @@ FILES = {"bash": "_shtab_compgen_files", "zsh": "_files"}
 """How a shell completes the name of a file."""
 GROUPS = {"bash": "_ppdctl_groups", "zsh": "_ppdctl_groups"}
 """How it completes the group of a visit; see `ppd.cli.completion_command`."""
-
-
-class NoSupervisorError(RuntimeError):
-    """Raised when no supervisor answers."""
 
 
 def common_options() -> argparse.ArgumentParser:

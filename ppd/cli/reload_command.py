@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .options import add_command, tell
 
 if TYPE_CHECKING:
-    from .client import ControlClient
+    from ..control import ControlClient
 
 _POLL_SECONDS = 0.2
 

@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .options import NoSupervisorError, add_command
+from ..errors import NoSupervisorError
+from .options import add_command
 from .steering_commands import describe_paused
 
 if TYPE_CHECKING:
-    from .client import ControlClient
+    from ..control import ControlClient
 
 _COLOURS = {"ok": "green", "draining": "yellow", "paused": "yellow"}
 _STYLES = {

@@ -13,7 +13,7 @@ from .._limits import MAX_REASON
 from .options import add_command, add_group, ask_first, parse_detectors, print_detectors, tell
 
 if TYPE_CHECKING:
-    from .client import ControlClient
+    from ..control import ControlClient
 
 
 def add_steering_commands(commands: Any, common: argparse.ArgumentParser) -> None:

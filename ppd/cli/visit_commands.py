@@ -23,7 +23,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .client import ControlClient
+    from ..control import ControlClient
 
 
 def add_visit_commands(commands: Any, common: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,8 @@ import yaml
 from lsst.daf.butler import Butler
 from rich.console import Console
 
-from ..cli.client import ControlClient, NoSupervisorError
 from ..config import Settings, load_settings
+from ..control import ControlClient, NoSupervisorError
 from ..deployment import chain_name, date_string, day_obs
 from .camera import INSTRUMENT
 from .history import read_history
@@ -41,6 +42,7 @@ _PIPELINES = Path(__file__).parent / "pipelines"
 _START_SECONDS = 90.0
 _DRAIN_SECONDS = 180.0
 _STOP_SECONDS = 45.0
+_PAGE_SECONDS = 10.0
 
 
 class _Interrupt:
@@ -124,6 +126,9 @@ def _night(
             if not interrupt.count:
                 raise RuntimeError(f"ppd did not start; see {log}")
             return
+        address = _await_page(client)
+        if address is not None:
+            console.print(f"Look at the night, while it goes on: {address}", soft_wrap=True)
         console.print("ppd is ready; the night begins.")
         player.start()
         progress = _Progress(console, len(plan.visits))
@@ -194,6 +199,31 @@ def _await_ready(daemon: subprocess.Popen, client: ControlClient, interrupt: _In
     return False
 
 
+def _await_page(client: ControlClient) -> str | None:
+    """Ask where the status page is; `None`: it is nowhere, and the night does without."""
+    deadline = time.monotonic() + _PAGE_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(NoSupervisorError):
+            web = client.status()["web"]
+            if web["address"] or web["trouble"]:
+                return str(web["address"]) if web["address"] else None
+        time.sleep(0.2)
+    return None
+
+
+def _free_address() -> str:
+    """The page's usual address, or another if somebody has it."""
+    usual: str = Settings.model_fields["http_listen"].default
+    host, port = usual.rsplit(":", 1)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError:
+            return f"{host}:0"
+    return usual
+
+
 def _end(daemon: subprocess.Popen, console: Console) -> None:
     if daemon.poll() is None:
         daemon.send_signal(signal.SIGTERM)
@@ -246,6 +276,7 @@ def _write_config(output: Path, plan: NightPlan, sockets: Path) -> Settings:
         "cache_bytes": "1 GiB",
         "shm_min_free": "64 MiB",
         "log_format": "text",
+        "http_listen": _free_address(),
     }
     path = output / "ppd.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))

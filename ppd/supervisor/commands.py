@@ -23,6 +23,7 @@ from ..messages import ControlReply, ControlRequest, Pointing
 from .admission import DuplicateVisitError
 from .inputs import describe_inputs
 from .metrics import exposition
+from .overview import describe_detectors
 from .pauses import PausedError
 from .redelivery import deal_with
 from .requests import Prefetch
@@ -93,6 +94,8 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply | No
         return cancel(supervisor, request)
     if request.command == "metrics":
         return ControlReply(ok=True, result={"text": exposition(supervisor)})
+    if request.command == "detectors":
+        return ControlReply(ok=True, result=describe_detectors(supervisor))
     if request.command == "drain":
         supervisor.drain()
         return ControlReply(ok=True, result={"drained": supervisor.idle()})

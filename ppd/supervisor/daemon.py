@@ -65,6 +65,7 @@ from .spool_watch import SpoolWatch
 from .stalls import LoopWatch
 from .table import VisitEntry
 from .traces import start_traces
+from .web_keeper import WebKeeper
 from .winding_up import seconds_for, wind_up
 
 _LOG = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class Supervisor:
         description = find_description(settings.instrument, settings.instrument_description)
         self.focal_plane = description.focal_plane
         # Before the nursery: it is in our control group then, wherever that is.
-        self.containment = Containment(settings, self.counters, self._nursery_pids)
+        self.containment = Containment(settings, self.counters, self._own_pids)
         self._undo.callback(lambda: self.containment.close(self.patience(5.0)))
         # The nursery's imports take seconds; they go on while we set up.
         self.nursery = Nurseries(self.deployment.settings)
@@ -159,6 +160,8 @@ class Supervisor:
         self._undo.callback(self.rollover.stop)
         self.sockets = Sockets(settings.socket_dir)
         self._undo.callback(self.sockets.close)
+        self.web = WebKeeper(settings, self.focal_plane)
+        self._undo.callback(lambda: self.web.stop(self.patience(2.0)))
         names = {d.name: d.id for d in description.focal_plane.detectors}
         self.sources = RawSources(make_sources(settings, names, self.inbox.put), names)
         traces = start_traces(settings)
@@ -179,8 +182,10 @@ class Supervisor:
         )
         self.exports = Exports(self.exporter, self.lifecycle.outputs, ledger, settings.spool_dir)
 
-    def _nursery_pids(self) -> set[int]:
-        return self.nursery.pids if hasattr(self, "nursery") else set()
+    def _own_pids(self) -> set[int]:
+        """All that we have started in sessions of their own."""
+        ours = (getattr(self, name, None) for name in ("nursery", "web"))
+        return {pid for keeper in ours if keeper is not None for pid in keeper.pids}
 
     def _check_initialized(self, day: int) -> None:
         """See that init-outputs are there, or make them where that is configured."""
@@ -239,9 +244,10 @@ class Supervisor:
         deadline = None if seconds is None else time.monotonic() + seconds
         while not enough() and (deadline is None or time.monotonic() < deadline):
             poller = zmq.Poller()
-            pipes = (*self.nursery.filenos(), self.exporter.fileno(), self.inbox.fileno(), wake)
+            own = (self.exporter, self.web, self.inbox)
+            pipes = (*self.nursery.filenos(), *(one.fileno() for one in own), wake)
             for source in (self.sockets.children, self.sockets.control, *pipes):
-                if source != -1:  # no exporter now
+                if source != -1:  # there is none now
                     poller.register(source, zmq.POLLIN)
             ready = dict(poller.poll(_TICK_MS))
             self.watch.begin()
@@ -256,6 +262,7 @@ class Supervisor:
                 functools.partial(hear_requests, self),
                 self.lifecycle.turn,
                 self.spool_watch.look,
+                self.web.turn,
                 self._turn_days,
                 self._turn_deployments,
                 self._check_logs,
@@ -312,6 +319,7 @@ class Supervisor:
         self.lifecycle.settings_changed()
         self.nursery.set_max_age(settings.nursery_max_age)
         self.exporter.reconfigure(settings)
+        self.web.reconfigure(settings)
         setup_logging(settings)
 
     def last_words(self) -> None:

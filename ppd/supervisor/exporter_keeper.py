@@ -4,21 +4,18 @@ from __future__ import annotations
 
 __all__ = ["ExporterKeeper"]
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 import time
 from typing import Any
 
 from ..config import Settings
 from ..messages import Discard, ExporterSetup, ExporterState, Hurry
-from .line_process import LineProcess
+from .line_process import LineProcess, dying_with_us
 
 _LOG = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _NICE = 10
 _START_SECONDS = 120.0
 _MAX_DELAY = 30.0
@@ -46,7 +43,6 @@ class ExporterKeeper:
         self.state = ExporterState(entries=0, bytes=0)
         """What the exporter has said last of itself."""
         self._process: LineProcess
-        self._libc = ctypes.CDLL(None, use_errno=True)
         self._begin()
 
     @property
@@ -119,23 +115,16 @@ class ExporterKeeper:
     def _begin(self) -> None:
         self._begun = self._heard_at = time.monotonic()
         self._heard = False
-        parent, libc = os.getpid(), self._libc
-
-        def die_with_us() -> None:
-            # Two exporters at one spool would get in each other's way.
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            # As children are: an alert waits for a processor more than an export does.
-            os.nice(_NICE)
-            if os.getppid() != parent:
-                os._exit(1)
-
         self._process = LineProcess(
             "exporter",
             # The state directory tells people whose exporter this is.
             [sys.executable, "-m", "ppd.supervisor.exporter_process", str(self._settings.state_dir)],
             os.environ,
             ExporterSetup(settings=self._settings.to_dict()),
-            before=die_with_us,
+            # Two exporters at one spool would get in each other's way.
+            # Two exporters at one spool would get in each other's way. And as children do, it gives
+            # way: an alert waits for a processor more than an export does.
+            before=dying_with_us(_NICE),
         )
         if self._hurry:
             self._process.send(Hurry())

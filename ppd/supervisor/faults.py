@@ -21,6 +21,7 @@ COMPONENTS = {
     "nursery": "no child can be forked",
     "journal": "what happens can't be written down, and no visit is taken",
     "raws": "a source of raws is in trouble",
+    "web": "the status page and /metrics are not served",
 }
 """All that can be in trouble, and what it means then."""
 
@@ -78,6 +79,9 @@ def _look(supervisor: Supervisor) -> Iterator[tuple[str, str]]:
     for source in supervisor.sources.status():
         if source.trouble:
             yield "raws", f"raws from {source.name}: {source.trouble}"
+    page = supervisor.web.fault()
+    if page is not None:
+        yield "web", page
     blocked = sum(d.phase == "spool_full" for d in supervisor.lifecycle.table.live())
     if blocked:
         yield "spool", f"{blocked} children wait for room in the spool {supervisor.settings.spool_dir}"

@@ -39,7 +39,7 @@ class Ledger:
         self, d: DetectorVisit, state: State, *, reason: str | None = None, pipeline: str | None = None
     ) -> None:
         """Change the state of a detector-visit."""
-        d.state = state
+        d.state, d.since = state, time.time()
         d.reason = reason or ""
         self.journal.state(
             d.instrument,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["LineProcess"]
+__all__ = ["LineProcess", "dying_with_us"]
 
 import contextlib
+import ctypes
 import logging
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +23,32 @@ _LOG = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
 _MAX_CHUNKS = 16
 _MAX_LINE_BYTES = 64 << 20
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def dying_with_us(nice: int = 0) -> Callable[[], None]:
+    """Make what a new process of ours has to do first: so that the kernel kills it when we end.
+
+    Parameters
+    ----------
+    nice : `int`, optional
+        By how much it gives way to us.
+
+    Returns
+    -------
+    before : callable
+        For `LineProcess`.
+    """
+    parent = os.getpid()
+
+    def before() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.nice(nice)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return before
 
 
 class LineProcess:

@@ -88,6 +88,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
             "dead_letters": supervisor.exporter.state.letters,
         },
         "loop": supervisor.watch.describe(),
+        "web": supervisor.web.describe(),
         "raws_waiting": life.raws.unmatched,
         "raw_sources": [dataclasses.asdict(s) for s in supervisor.sources.status()],
         "counts": supervisor.counters.as_dict(),

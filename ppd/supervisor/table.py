@@ -67,6 +67,8 @@ class DetectorVisit:
     phase: str = ""
     phase_at: float = 0.0
     """Since when it is in this phase, monotonic seconds."""
+    since: float = dataclasses.field(default_factory=time.time)
+    """Since when it is in this state and phase, Unix seconds: for people."""
     cut_at: float | None = None
     """When it was told to end its pre-processing, monotonic seconds."""
     predecessor: Predecessor | None = None
@@ -130,12 +132,12 @@ class DetectorVisit:
         if self.phase.startswith("queued_"):
             # It has not been slow: others were before it.
             self.forked_at += now - self.phase_at
-        self.phase, self.phase_at = phase, now
+        self.phase, self.phase_at, self.since = phase, now, time.time()
 
     def next_attempt(self, delay: float) -> None:
         """Go back to waiting, for one more try."""
         self.attempt += 1
-        self.state = State.WAITING
+        self.state, self.since = State.WAITING, time.time()
         self.pid = self.identity = self.raws_until = self.terminated_at = None
         self.done = self.exited_at = self.exit_code = self.pipeline_ended = None
         self.told_no_more = self.exported = self.looked_for = False

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import zmq
 
-from ..errors import PpdError
-from .options import NoSupervisorError
+from .errors import NoSupervisorError, PpdError
 
 if TYPE_CHECKING:
-    from .._control_messages import ControlReply, ControlRequest, Pointing
+    from ._control_messages import ControlReply, ControlRequest, Pointing
 
 
 class ControlClient:
@@ -68,7 +67,7 @@ class ControlClient:
         NoSupervisorError
             Raised if no answer comes in time.
         """
-        from .._control_messages import ControlReply
+        from ._control_messages import ControlReply
 
         return ControlReply.model_validate_json(self._exchange(request.model_dump_json().encode(), timeout))
 
@@ -147,6 +146,6 @@ class ControlClient:
 
 
 def _request(**fields: Any) -> ControlRequest:
-    from .._control_messages import ControlRequest
+    from ._control_messages import ControlRequest
 
     return ControlRequest(**fields)

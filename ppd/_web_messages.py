@@ -1,0 +1,42 @@
+"""What supervisor and status page say to each other."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ._jobs import Message
+
+
+class DetectorShape(Message):
+    """Where one detector lies, as the page draws it."""
+
+    id: int
+    name: str
+    x: tuple[float, ...]
+    """Of its corners in the focal plane, in their order, millimetres."""
+    y: tuple[float, ...]
+
+
+class WebSetup(Message):
+    """First line that the supervisor writes to the process of the status page."""
+
+    kind: Literal["web_setup"] = "web_setup"
+    instrument: str
+    detectors: tuple[DetectorShape, ...]
+    host: str
+    port: int
+    token_file: str | None
+    socket_dir: str
+    state_dir: str
+    log: dict[str, Any]
+    """``log_level``, ``log_format`` and ``log_levels``, as the settings have them."""
+
+
+class WebState(Message):
+    """How the status page is; it says so every few seconds."""
+
+    kind: Literal["web_state"] = "web_state"
+    address: str | None = None
+    """Where it is served."""
+    trouble: str | None = None
+    """Why it is not."""

@@ -1,0 +1,133 @@
+"""What the status page draws: one short entry for each detector, and the last visits."""
+
+from __future__ import annotations
+
+__all__ = ["describe_detectors"]
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from .table import LIVE, OVER, DetectorVisit, State, VisitEntry
+
+if TYPE_CHECKING:
+    from .daemon import Supervisor
+
+# As far as anybody looks back at once, and as much as one turn of the loop may tell.
+_LAST_VISITS = 12
+_MAX_REASON = 240
+_DIGITS = 2
+
+
+def describe_detectors(supervisor: Supervisor) -> dict[str, Any]:
+    """Describe what each detector is at as a JSON object.
+
+    All times in it are moments, not spans: what does not change stays the
+    same from one answer to the next.
+
+    Parameters
+    ----------
+    supervisor : `ppd.supervisor.daemon.Supervisor`
+        The supervisor.
+
+    Returns
+    -------
+    described : `dict`
+        ``detectors`` by ID: ``group``, ``state``, ``since``, and where there
+        is something to tell ``phase``, ``attempt``, ``reason``, ``late``,
+        ``raw`` (when its last raw was complete), ``failed`` (how many of the
+        last visits, with ``failed_group`` and ``failed_reason`` of the last
+        of them) and ``paused``.  ``visits``: the last ones, oldest first.
+        ``unready``: why a visit would not be taken now; empty if it would.
+        ``started``, ``alert_deadline`` and ``cache_bytes``.
+    """
+    visits = list(supervisor.lifecycle.table.visits.values())[-_LAST_VISITS:]
+    detectors: dict[int, dict[str, Any]] = {}
+    for number, own in _by_detector(reversed(visits)).items():
+        detectors[number] = _entry(_foremost(own))
+        failed = [d for d in own if d.state is State.FAILED]
+        if failed:
+            detectors[number] |= {
+                "failed": len(failed),
+                "failed_group": failed[0].group,
+                "failed_reason": failed[0].reason[:_MAX_REASON],
+            }
+    for number, pause in supervisor.pauses.detectors.items():
+        detectors.setdefault(number, {})["paused"] = str(pause)
+    return {
+        "detectors": {str(number): entry for number, entry in sorted(detectors.items())},
+        "visits": [_visit(entry) for entry in visits],
+        "unready": _unready(supervisor),
+        "started": round(supervisor.started, _DIGITS),
+        "alert_deadline": supervisor.settings.alert_deadline,
+        "cache_bytes": supervisor.settings.cache_bytes,
+    }
+
+
+def _by_detector(newest_first: Iterable[VisitEntry]) -> dict[int, list[DetectorVisit]]:
+    found: dict[int, list[DetectorVisit]] = {}
+    for entry in newest_first:
+        for number, d in entry.detectors.items():
+            found.setdefault(number, []).append(d)
+    return found
+
+
+def _foremost(newest_first: list[DetectorVisit]) -> DetectorVisit:
+    """Choose what a detector is at: what runs, else the first that has a child, else the newest."""
+    for wanted in ({State.RUNNING}, LIVE):
+        for d in reversed(newest_first):
+            if d.state in wanted:
+                return d
+    return newest_first[0]
+
+
+def _entry(d: DetectorVisit) -> dict[str, Any]:
+    entry: dict[str, Any] = {"group": d.group, "state": d.state.value, "since": round(d.since, _DIGITS)}
+    if d.state in LIVE:
+        entry["phase"] = d.phase or "starting"
+    if d.attempt > 1:
+        entry["attempt"] = d.attempt
+    reason = d.reason or d.remark
+    if reason:
+        entry["reason"] = reason[:_MAX_REASON]
+    if d.late:
+        entry["late"] = True
+    if d.closed is not None:
+        entry["raw"] = round(d.closed, _DIGITS)
+    return entry
+
+
+def _visit(entry: VisitEntry) -> dict[str, Any]:
+    own = entry.detectors.values()
+    states: dict[str, int] = {}
+    for d in own:
+        states[d.state.value] = states.get(d.state.value, 0) + 1
+    over = all(d.state in OVER for d in own)
+    spans = [d.since - d.closed for d in own if d.state is State.EXPORTED and d.closed is not None]
+    closed = [d.closed for d in own if d.closed is not None]
+    return {
+        "group": entry.visit.groupId,
+        "filter": entry.visit.filters,
+        "accepted": round(entry.accepted, _DIGITS),
+        "raw": round(max(closed), _DIGITS) if closed else None,
+        "exported": max((round(d.since, _DIGITS) for d in own if d.state is State.EXPORTED), default=None),
+        "over": round(max(d.since for d in own), _DIGITS) if over else None,
+        "slowest": round(max(spans), 1) if spans else None,
+        "states": states,
+        "late": sum(d.late for d in own),
+    }
+
+
+def _unready(supervisor: Supervisor) -> list[str]:
+    """Why a visit would not be taken, or not be worked on, now."""
+    found = []
+    if supervisor.draining or supervisor.stopping:
+        found.append("ppd stops" if supervisor.stopping else "ppd is draining")
+    if not supervisor.nursery.ready:
+        found.append(f"the nursery is not ready: {supervisor.nursery.trouble or 'it is starting'}")
+    if supervisor.pauses.all is not None:
+        found.append(str(supervisor.pauses.all))
+    if supervisor.journal.trouble:
+        found.append(f"the journal can't be written: {supervisor.journal.trouble}")
+    if not supervisor.spool_watch.has_room:
+        found.append("the file system of the spool is full")
+    return found
