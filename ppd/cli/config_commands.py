@@ -16,8 +16,11 @@ from rich.text import Text
 
 from .._settings_sources import read_settings
 from ..config import Settings, find_config
+from ..credentials import take_credentials
 from ..logs import mask_secrets
 from ..supervisor.setting_kinds import KINDS
+from .config_reference import add_reference_command
+from .migration import add_migration_command
 
 _DEFAULT = "default"
 
@@ -44,6 +47,8 @@ def add_config_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     show.set_defaults(run=_show, alone=True)
     schema = actions.add_parser("schema", parents=[common], help="JSON schema of the file, for editors")
     schema.set_defaults(run=_schema, alone=True)
+    add_reference_command(actions, common)
+    add_migration_command(actions, common)
 
 
 def _check(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -60,6 +65,7 @@ def _check(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
+    take_credentials(os.environ)
     settings, places = read_settings(find_config(arguments.config, os.environ), os.environ)
     values = settings.to_dict()
     del values["config_path"]

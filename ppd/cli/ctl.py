@@ -75,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(offline=False, alone=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     status = commands.add_parser("status", parents=[common], help="how ppd is and what it does")
+    status.add_argument(
+        "--accepting",
+        action="store_true",
+        help="exit code 1 unless a visit would be taken now, with the reason",
+    )
     status.set_defaults(run=_status)
     submit = commands.add_parser("submit", parents=[common], help="announce visits from files")
     submit.add_argument("files", nargs="+", help="nextVisit messages (JSON); - for standard input")
@@ -138,6 +143,9 @@ def _status(client: ControlClient, arguments: argparse.Namespace) -> int:
         print(json.dumps(status, indent=2))
     else:
         _print_status(status, Console())
+    if arguments.accepting and status["refuses"]:
+        print(f"ppdctl: no visit would be taken: {status['refuses']}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from ..config import Settings, find_config, load_settings
+from ..credentials import take_credentials
 
 
 def common_options() -> argparse.ArgumentParser:
@@ -40,6 +41,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     ppd.errors.ConfigurationError
         Raised if they can't be used.
     """
+    take_credentials(os.environ)
     return load_settings(find_config(arguments.config, os.environ), os.environ)
 
 

@@ -9,6 +9,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from .readiness import why_not_accepting
 from .steering import describe_pauses
 from .table import LIVE, PAST_CHILDREN
 
@@ -73,6 +74,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
     return {
         "health": _health(supervisor, faults),
         "faults": faults,
+        "refuses": why_not_accepting(supervisor),
         "pid": os.getpid(),
         "instrument": settings.instrument,
         "deployment": supervisor.deployment.id,
