@@ -41,7 +41,7 @@ soak: venv
 	$(BIN)/python -m bench.soak $(ARGS)
 
 lint: venv
-	$(BIN)/ruff check ppd tests bench tools/report-picture
+	$(BIN)/ruff check ppd tests bench tools/report-picture tools/run-dockerfile tools/runtime-requirements
 	$(BIN)/ruff format --check --quiet ppd tests bench
 	$(BIN)/mypy
 

@@ -126,7 +126,9 @@ def _play(arguments: argparse.Namespace) -> int:
         player: NightPlayer
         if settings.raw_bucket is not None:
             s3 = make_client(settings.s3_endpoint, connections=8)
-            s3.create_bucket(Bucket=settings.raw_bucket)
+            held = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+            if settings.raw_bucket not in held:
+                s3.create_bucket(Bucket=settings.raw_bucket)
             player = BucketPlayer(plan, publisher.submit, s3, settings.raw_bucket, settings.raw_prefix)
         else:
             player = NightPlayer(plan, settings.raw_dirs[0], publisher.submit)
