@@ -76,8 +76,10 @@ class Service(Ppd):
     def close(self) -> None:
         """End what still runs."""
         if self.process is not None and self.process.poll() is None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self.main.kill()
+            with contextlib.suppress(psutil.NoSuchProcess, subprocess.TimeoutExpired):
+                self.main.send_signal(signal.SIGTERM)
+                self.process.wait(60.0)
+            self.process.kill()
             self.process.wait(20.0)
         self.client.close()
         self.manager.close()
