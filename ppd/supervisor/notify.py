@@ -11,6 +11,7 @@ import time
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
+from ..logs import mask_secrets
 from .readiness import why_not_able
 from .status import describe
 
@@ -130,7 +131,8 @@ class ServiceNotifier:
         reason = None if self._ready else why_not_able(supervisor)
         if not self._stopping and (reason or status["faults"]):
             parts.append(reason or status["faults"][0])
-        return " ".join("; ".join(parts).split())[:_MAX_TEXT]
+        # Anyone on the machine may ask systemd for it.
+        return mask_secrets(" ".join("; ".join(parts).split()))[:_MAX_TEXT]
 
     def _flush(self) -> bool:
         """Send what waits; whether nothing does any more."""
