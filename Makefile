@@ -9,7 +9,7 @@ export OPENBLAS_NUM_THREADS := 1
 # Compiled once, not by each of the many processes that tests start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow crash-points fuzz bench soak soak-night lint clean venv
+.PHONY: demo reference test test-slow crash-points fuzz bench soak soak-night lint clean venv
 
 demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
@@ -41,9 +41,13 @@ soak: venv
 	$(BIN)/python -m bench.soak $(ARGS)
 
 lint: venv
-	$(BIN)/ruff check ppd tests bench tools/report-picture tools/page-picture
+	$(BIN)/ruff check ppd tests bench tools/report-picture tools/page-picture tools/run-dockerfile tools/runtime-requirements tools/metrics-reference
 	$(BIN)/ruff format --check --quiet ppd tests bench
 	$(BIN)/mypy
+
+# docs/configuration.md, from the settings themselves.
+reference: venv
+	$(BIN)/python -m ppd.cli.ctl config reference > docs/configuration.md
 
 venv: $(STAMP)
 

@@ -10,6 +10,7 @@ import pytest
 from observatory import ISR
 
 from ppd.cli import ctl
+from ppd.cli.config_reference import write_reference
 from ppd.config import Settings
 
 _TEXT = """
@@ -88,3 +89,9 @@ def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert schema["additionalProperties"] is False
     assert all(field["description"] for field in schema["properties"].values())
     assert set(schema["properties"]) == set(Settings.model_fields) - {"config_path"}
+
+
+def test_the_reference_is_current() -> None:
+    """Made anew by ``make reference``."""
+    page = Path(__file__).parent.parent / "docs" / "configuration.md"
+    assert page.read_text() == write_reference()

@@ -80,7 +80,9 @@ def test_the_wheel_has_all_files(tmp_path: Path) -> None:
     assert wanted <= packed, wanted - packed
 
 
-@pytest.mark.parametrize("name", [".ci/run", "bin/ppd", "bin/ppd-init", "bin/ppdctl", "tools/find-python"])
+@pytest.mark.parametrize(
+    "name", [".ci/run", "bin/ppd", "bin/ppd-init", "bin/ppdctl", "tools/find-python", "tools/run-dockerfile"]
+)
 def test_scripts_are_executable(name: str) -> None:
     assert os.access(ROOT / name, os.X_OK)
     assert (ROOT / name).read_text().startswith("#!")

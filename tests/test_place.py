@@ -77,6 +77,8 @@ def test_full(shm: Path, tmp_path: Path) -> None:
     with small_tmpfs(shm, "size=4M"):
         assert _choose(shm, None, 2 * MIB).parent == shm
         fill(shm)
+        with pytest.raises(SharedMemoryError, match="--shm-size"):
+            _choose(shm, None, 2 * MIB)
         assert _choose(shm, tmp_path / "fallback", 2 * MIB).parent == tmp_path / "fallback"
 
 

@@ -15,6 +15,13 @@ from ..errors import SharedMemoryError
 
 _LOG = logging.getLogger(__name__)
 
+# What Docker gives a container that was not asked for more is 64 MiB.
+_SMALL = 2**30
+_MORE = (
+    "a container gets more by docker run --shm-size=8g, shm_size: 8g in compose.yaml, "
+    "or a memory-backed volume in Kubernetes"
+)
+
 
 def choose_place(
     shm_dir: Path, fallback: Path | None, min_free: int, instrument: str, state_dir: Path
@@ -66,6 +73,8 @@ def choose_place(
         faults.append(fault)
     if fallback is None:
         faults.append("no fall-back directory is configured (shm_fallback)")
+    if _is_small(shm_dir):
+        faults.append(_MORE)
     raise SharedMemoryError("No place for the cache: " + "; ".join(faults) + ".")
 
 
@@ -101,6 +110,14 @@ def place_fault(parent: Path, min_free: int, create: bool) -> str | None:
     if free < min_free:
         return f"{parent} has {free / 2**20:.0f} MiB free, {min_free / 2**20:.0f} MiB are needed"
     return None
+
+
+def _is_small(shm_dir: Path) -> bool:
+    """Whether all of it, used or not, is no more than somebody would give it who knew of us."""
+    try:
+        return shutil.disk_usage(shm_dir).total < _SMALL
+    except OSError:
+        return False
 
 
 def _make(place: Path) -> str | None:

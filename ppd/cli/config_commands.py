@@ -8,9 +8,10 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_command
+from .options import FILES, add_command, completed_by
 
 if TYPE_CHECKING:
     from ..config import Settings
@@ -45,6 +46,22 @@ def add_config_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     show.set_defaults(run=_show, alone=True)
     schema = add_command(actions, common, "schema", "JSON schema of the file, for editors")
     schema.set_defaults(run=_schema, alone=True)
+    reference = add_command(actions, common, "reference", "all settings in a table, as the docs have it")
+    reference.set_defaults(run=_reference, alone=True)
+    migration = add_command(
+        actions,
+        common,
+        "from-prompt-processing",
+        "make our file of that of a prompt_processing site",
+        "From values of its Helm charts, what env prints, or Kubernetes' lists of variables. What is not"
+        " carried over is told on standard error, with the reason; 1: something that is needed was not found.",
+    )
+    files = migration.add_argument(
+        "files", nargs="+", metavar="FILE", help="later ones win; - for standard input"
+    )
+    completed_by(files, FILES)
+    migration.add_argument("--output", type=Path, help="file to write, which must not be there")
+    migration.set_defaults(run=_migrate, alone=True)
 
 
 def _check(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -60,11 +77,25 @@ def _check(settings: Settings, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _reference(arguments: argparse.Namespace) -> int:
+    from .config_reference import run_reference
+
+    return run_reference(arguments)
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    from .migration import run_migration
+
+    return run_migration(arguments)
+
+
 def _show(arguments: argparse.Namespace) -> int:
     from .._settings_sources import read_settings
     from ..config import Settings, find_config
+    from ..credentials import take_credentials
     from ..supervisor.setting_kinds import KINDS
 
+    take_credentials(os.environ)
     settings, places = read_settings(find_config(arguments.config, os.environ), os.environ)
     values = settings.to_dict()
     del values["config_path"]

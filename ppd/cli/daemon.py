@@ -12,6 +12,7 @@ from __future__ import annotations
 __all__ = ["main"]
 
 import argparse
+import faulthandler
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import find_config, load_settings
+from ..credentials import take_credentials
 from ..errors import (
     CentralUnavailableError,
     ConfigurationError,
@@ -55,7 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ppd", description="Prompt-processing daemon for telescope images.")
     parser.add_argument("--config", type=Path, help="configuration file (YAML)")
     arguments = parser.parse_args(argv)
+    if not faulthandler.is_enabled():
+        # SIGABRT is what systemd's watchdog sends: the log then has where each thread is stuck.
+        faulthandler.enable()
     try:
+        take_credentials(os.environ)
         settings = load_settings(find_config(arguments.config, os.environ), os.environ)
     except ConfigurationError as e:
         print(f"ppd: {e}", file=sys.stderr)

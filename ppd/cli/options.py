@@ -128,7 +128,9 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         Raised if they can't be used.
     """
     from ..config import load_settings
+    from ..credentials import take_credentials
 
+    take_credentials(os.environ)
     return load_settings(find_config(arguments.config, os.environ), os.environ)
 
 

@@ -63,6 +63,9 @@ def add_status_command(commands: Any, common: argparse.ArgumentParser) -> None:
         "--every", type=_seconds, default=1.0, metavar="SECONDS", help="how often, with --watch (1)"
     )
     status.add_argument("--looks", type=_looks, metavar="N", help="end --watch after so many looks")
+    status.add_argument(
+        "--accepting", action="store_true", help="1 unless a visit would be taken now, with the reason"
+    )
     status.set_defaults(run=_status)
 
 
@@ -90,6 +93,9 @@ def _status(client: ControlClient, arguments: argparse.Namespace) -> int:
             return 0
     status = client.status()
     print(json.dumps(status, indent=2) if arguments.json else "\n".join(_paint(_lay_out(status))))
+    if arguments.accepting and status["refuses"]:
+        print(f"ppdctl: no visit would be taken: {status['refuses']}", file=sys.stderr)
+        return 1
     return 0
 
 

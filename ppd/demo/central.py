@@ -52,6 +52,7 @@ def build_central(
     seed: int,
     night_mjd: float,
     draw: _Draw = map,
+    registry: str | None = None,
 ) -> None:
     """Make the central repo as it is before the night.
 
@@ -70,6 +71,8 @@ def build_central(
     draw : callable, optional
         As `map`; that of a pool of processes draws templates while this one
         does the rest.
+    registry : `str`, optional
+        URL of the registry's database, which must be empty; SQLite in the folder by default.
     """
     wanted = set(fields_and_bands)
     jobs = [
@@ -80,7 +83,10 @@ def build_central(
         for patch in make_patches(sky.field)
     ]
     drawn = draw(_draw_template, jobs)
-    with Butler.from_config(Butler.makeRepo(str(root), config=_repo_config()), writeable=True) as butler:
+    config = _repo_config()
+    if registry is not None:
+        config["registry", "db"] = registry
+    with Butler.from_config(Butler.makeRepo(str(root), config=config), writeable=True) as butler:
         DemoCam().register(butler.registry)
         insert_skymap(butler)
         for name, dimensions, storage_class, calibration in _TYPES:

@@ -70,7 +70,13 @@ def load_plan(path: Path) -> NightPlan:
 
 
 def simulate_night(
-    directory: Path, *, visits: int = 6, seed: int = 1, cadence: float = 18.0, workers: int = 2
+    directory: Path,
+    *,
+    visits: int = 6,
+    seed: int = 1,
+    cadence: float = 18.0,
+    workers: int = 2,
+    registry: str | None = None,
 ) -> NightPlan:
     """Simulate everything that exists before and during a night.
 
@@ -88,6 +94,8 @@ def simulate_night(
     workers : `int`, optional
         Processes, this one among them: it puts into the central repo what
         the others draw.
+    registry : `str`, optional
+        URL of the database of the central repo's registry; SQLite by default.
 
     Returns
     -------
@@ -125,6 +133,7 @@ def simulate_night(
                 seed,
                 night_mjd,
                 draw,
+                registry,
             )
             apdb = build_apdb(directory)
             for raw in raws:

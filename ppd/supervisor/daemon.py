@@ -47,7 +47,7 @@ from .ledger import Ledger
 from .lifecycle import Lifecycle
 from .lock import StateLock
 from .measures import Measures
-from .notify import sd_notify
+from .notify import ServiceNotifier
 from .nurseries import Nurseries
 from .pauses import Pauses
 from .processes import age_of_this_process
@@ -99,6 +99,7 @@ class Supervisor:
         self.started = time.time()
         self.counters = Counters()
         self.watch = LoopWatch(self._stalled)
+        self.notifier = ServiceNotifier(os.environ)
         self.draining = False
         self.stopping = False
         self.fatal: ConfigurationError | None = None
@@ -202,7 +203,6 @@ class Supervisor:
         """Go on with what was accepted meanwhile: there are children from now on."""
         self.deployment = dataclasses.replace(self.deployment, pipelines=ready.pipelines)
         self.central.start(self.deployment)
-        sd_notify("READY=1")
         _LOG.info("Ready: deployment %s, %d detectors.", self.deployment.id, len(self.central.detectors))
 
     def run(self) -> int:
@@ -236,7 +236,7 @@ class Supervisor:
                 raise self.fatal
             return wind_up(self, lambda enough, seconds: self._loop(wake_read, enough, seconds))
         finally:
-            sd_notify("STOPPING=1")
+            self.notifier.close()
             self._undo.close()
 
     def _loop(self, wake: int, enough: Callable[[], bool], seconds: float | None = None) -> None:
@@ -271,6 +271,7 @@ class Supervisor:
                 self.exports.let_go,
                 self.retention.turn,
                 self._send_answers,
+                functools.partial(self.notifier.turn, self),
             ):
                 self.guarded(step)
             self.watch.end()

@@ -121,7 +121,6 @@ class ExporterKeeper:
             [sys.executable, "-m", "ppd.supervisor.exporter_process", str(self._settings.state_dir)],
             os.environ,
             ExporterSetup(settings=self._settings.to_dict()),
-            # Two exporters at one spool would get in each other's way.
             # Two exporters at one spool would get in each other's way. And as children do, it gives
             # way: an alert waits for a processor more than an export does.
             before=dying_with_us(_NICE),

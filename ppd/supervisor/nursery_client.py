@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["NurseryClient"]
+__all__ = ["NurseryClient", "nursery_environment"]
 
 import os
 import sys
+from collections.abc import Mapping
 
 from ..config import Settings
 from ..messages import CHILD_VARIABLE, MARK_BYTES, NurserySetup
@@ -25,6 +26,35 @@ _CENTRAL_VARIABLES = (
     "PGUSER",
     "PPD_CONFIG",
 )
+# Systemd's credentials are for the supervisor and what it starts beside the nursery.
+_HIDDEN = {*_CENTRAL_VARIABLES, *(f"{name}_FILE" for name in _CENTRAL_VARIABLES), "CREDENTIALS_DIRECTORY"}
+_FOR_TASKS = "PPD_TASKS_"
+
+
+def nursery_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Make the environment of the nursery, which its children inherit.
+
+    Parameters
+    ----------
+    environ : `~collections.abc.Mapping` [ `str`, `str` ]
+        That of the supervisor.
+
+    Returns
+    -------
+    environment : `dict` [ `str`, `str` ]
+        Without what opens the central repo; ``PPD_TASKS_NAME`` is ``NAME`` there, for what tasks
+        may open themselves: ``PPD_TASKS_LSST_DB_AUTH``, with the APDB's password alone.
+    """
+    environment = {k: v for k, v in environ.items() if k not in _HIDDEN and not k.startswith(_FOR_TASKS)}
+    environment |= {k.removeprefix(_FOR_TASKS): v for k, v in environ.items() if k.startswith(_FOR_TASKS)}
+    # A library that starts threads of its own in the nursery would make
+    # the fork unsafe, and one processor is what a child gets anyway.
+    environment.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    # Arrow's allocator would start one when it is imported.
+    environment["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+    # Room in which each child writes who it is.
+    environment[CHILD_VARIABLE] = "-" * MARK_BYTES
+    return environment
 
 
 class NurseryClient(LineProcess):
@@ -37,14 +67,7 @@ class NurseryClient(LineProcess):
     """
 
     def __init__(self, settings: Settings):
-        environment = {k: v for k, v in os.environ.items() if k not in _CENTRAL_VARIABLES}
-        # A library that starts threads of its own in the nursery would make
-        # the fork unsafe, and one processor is what a child gets anyway.
-        environment.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-        # Arrow's allocator would start one when it is imported.
-        environment["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
-        # Room in which each child writes who it is.
-        environment[CHILD_VARIABLE] = "-" * MARK_BYTES
+        environment = nursery_environment(os.environ)
         data = settings.to_dict()
         data["central_repo"] = "hidden:"
         data["read_central_repo"] = None

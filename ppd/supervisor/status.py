@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .faults import ailments
+from .readiness import why_not_accepting
 from .steering import describe_pauses
 from .table import LIVE, PAST_CHILDREN
 from .visits_in_hand import group_states
@@ -53,6 +54,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
     return {
         "health": health(supervisor, bool(faults)),
         "faults": faults,
+        "refuses": why_not_accepting(supervisor),
         "pid": os.getpid(),
         "instrument": settings.instrument,
         "deployment": supervisor.deployment.id,

@@ -49,6 +49,7 @@ def wind_up(supervisor: Supervisor, serve: Callable[[Callable[[], bool], float],
     settings, life = supervisor.settings, supervisor.lifecycle
     table, begin = life.table, time.monotonic()
     _LOG.info("Stopping: no more visits; children at work have %.0f s.", settings.stop_grace)
+    supervisor.notifier.stopping()
     supervisor.drain()
     # From here on what can't be finished is left for the next start.
     life.endings.stopping = True
