@@ -54,7 +54,7 @@ def add_config_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "from-prompt-processing",
         "make our file of that of a prompt_processing site",
         "From values of its Helm charts, what env prints, or Kubernetes' lists of variables. What is not"
-        " carried over is told on standard error, with the reason; 1: something that is needed was not found.",
+        " carried over is told on standard error, with the reason; 1: something needed was not found.",
     )
     files = migration.add_argument(
         "files", nargs="+", metavar="FILE", help="later ones win; - for standard input"

@@ -15,8 +15,8 @@ from typing import Any
 
 from lsst.daf.butler import Config
 
-from ..cli.client import ControlClient, NoSupervisorError
 from ..config import find_config, load_settings
+from ..control import ControlClient, NoSupervisorError
 from ..credentials import take_credentials
 from ..s3 import make_client
 from .night import NightPlan, load_plan, simulate_night

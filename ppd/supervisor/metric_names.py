@@ -56,7 +56,7 @@ COUNTS = (
         "What has happened to detector-visits on their way.",
         "event",
         _of(
-            "retried late put_back shed incomplete inputs_retried preprocess_failed "
+            "retried retries_asked late put_back shed incomplete inputs_retried preprocess_failed "
             "exposures_dropped spool_full"
         ),
     ),
