@@ -235,6 +235,22 @@ def test_what_the_watchdog_sends_shows_where_it_is_stuck(tmp_path: Path) -> None
     assert "_settings_sources.py" in text
 
 
+def test_process_1_can_be_stopped_before_it_has_begun(tmp_path: Path) -> None:
+    if not _can_unshare():
+        pytest.skip("no process namespace can be made here")
+    os.mkfifo(tmp_path / "ppd.yaml")
+    command = [*_UNSHARE, sys.executable, "-m", "ppd.cli.daemon", "--config", str(tmp_path / "ppd.yaml")]
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        (first,) = wait_for(psutil.Process(process.pid).children, 10.0, "process 1")
+        wait_for(lambda: _catches(first.pid, signal.SIGTERM), 60.0, "ppd to begin")
+        first.terminate()
+        assert process.wait(20.0) == 130
+    finally:
+        process.kill()
+        process.wait(10.0)
+
+
 def _catches(pid: int, signum: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))

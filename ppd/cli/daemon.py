@@ -15,6 +15,7 @@ import argparse
 import faulthandler
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,6 @@ from ..errors import (
     SharedMemoryError,
 )
 from ..logs import setup_logging
-from ..supervisor.daemon import run
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ppd", description="Prompt-processing daemon for telescope images.")
     parser.add_argument("--config", type=Path, help="configuration file (YAML)")
     arguments = parser.parse_args(argv)
+    if os.getpid() == 1:
+        # In a container: the kernel keeps from process 1 what it has not asked for, and the supervisor
+        # asks seconds later. There is nothing yet that would have to be ended with care.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(130))
     if not faulthandler.is_enabled():
         # SIGABRT is what systemd's watchdog sends: the log then has where each thread is stuck.
         faulthandler.enable()
@@ -67,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ppd: {e}", file=sys.stderr)
         return 2
     setup_logging(settings)
+    # Seconds of imports, which a wrong configuration need not wait for.
+    from ..supervisor.daemon import run
+
     try:
         return run(settings)
     except KeyboardInterrupt:
