@@ -9,7 +9,7 @@ export OPENBLAS_NUM_THREADS := 1
 # Compiled once, not by each of the many processes that tests start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo reference test test-slow crash-points fuzz bench soak soak-night lint clean venv
+.PHONY: docs demo reference test test-slow crash-points fuzz bench soak soak-night lint clean venv
 
 demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
@@ -39,6 +39,10 @@ soak-night: venv
 # A quarter of an hour in which everything fails; ARGS="--minutes 2 --seed 7" for another.
 soak: venv
 	$(BIN)/python -m bench.soak $(ARGS)
+
+# The docs as a site, in build/site; what is wrong with links ends it.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: venv
 	$(BIN)/ruff check ppd tests bench tools/report-picture tools/page-picture tools/run-dockerfile tools/runtime-requirements tools/metrics-reference

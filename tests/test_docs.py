@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,34 @@ def test_every_promise_is_proved() -> None:
     assert [row for row, tests in zip(rows, named) if not tests] == []
     for module, test in {pair for tests in named for pair in tests}:
         assert f"def {test}(" in (ROOT / "tests" / f"{module}.py").read_text(), f"{module}::{test}"
+
+
+def test_the_site(tmp_path: Path) -> None:
+    """It is built without a warning, all pages are in it, and nothing of it comes from another host."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--quiet",
+            "--site-dir",
+            str(tmp_path / "site"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120.0,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = list((tmp_path / "site").rglob("index.html"))
+    assert len(pages) == len(list((ROOT / "docs").rglob("*.md")))
+    for page in pages:
+        fetched = re.findall(
+            r"<(?:script|img|iframe)[^>]* src=\"([^\"]+)|<link[^>]* href=\"([^\"]+)", page.read_text()
+        )
+        assert fetched
+        assert not [a or b for a, b in fetched if "//" in (a or b)], page
