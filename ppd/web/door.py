@@ -36,6 +36,7 @@ ENDLESS = frozenset({"/events"})
 """Paths whose answers end when the page is closed."""
 
 _PEERS = 1000
+_COMING_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +80,20 @@ class Door:
         self._limits = limits
         self._names = {"localhost", host.lower(), socket.gethostname().lower()}
         self._since: dict[RequestHandler, float] = {}
+        self._coming: dict[RequestHandler, float] = {}
         self._busy: collections.Counter[RequestHandler] = collections.Counter()
         # By address: what is left of its burst, and when that was.
         self._purses: collections.OrderedDict[str, tuple[float, float]] = collections.OrderedDict()
 
     def admit(self, server: web.Server) -> asyncio.Protocol:
         """Make the protocol of a new connection: the server's, or one that hangs up."""
-        if len(server.connections) >= self._limits.connections:
+        # Several may be let in before the server hears of the first of them.
+        now, there = time.monotonic(), server.connections
+        self._coming = {h: t for h, t in self._coming.items() if h not in there and now < t + _COMING_SECONDS}
+        if len(there) + len(self._coming) >= self._limits.connections:
             return _HangUp()
         handler = server()
-        self._since[handler] = time.monotonic()
+        self._since[handler] = self._coming[handler] = now
         return handler
 
     async def sweep(self, server: web.Server) -> None:
