@@ -29,6 +29,8 @@ _DETECTORS = 189
 _WINDOW_SECONDS = 30.0
 _LOOKS = 100
 _COMMANDS = 40
+_SCRAPE_SECONDS = 15.0
+_SCRAPES = 50
 _PAGE_PATHS = ("/", "/static/page.css", "/static/page.js", "/api/focal-plane")
 
 
@@ -43,7 +45,8 @@ def measure_sight(say: Callable[[str], None]) -> dict[str, Any]:
     Returns
     -------
     figures : `dict`
-        ``page_cpu_share``: of one processor, by the page's process while one
+        ``metrics_cpu_share``: of one processor, by supervisor and page for
+        ``/metrics`` every 15 seconds.  ``page_cpu_share``: of one processor, by the page's process while one
         page is open, from the announcement of a visit on, and by the
         supervisor for what the page asks once a second.  ``status_p95_s``:
         of ``ppdctl status``, as a command, from its start to its end.  The
@@ -70,9 +73,12 @@ def measure_sight(say: Callable[[str], None]) -> dict[str, Any]:
                 steady = _share(page, 10.0)
                 commands, processor = _time_commands(ppd.socket_dir)
             per_look, size = _cost_of_looks(ppd.client.request, supervisor)
+            per_scrape, scraped = _cost_of_scrapes(address, [supervisor, page])
             memory = page.memory_info().rss
     return {
         "detectors": _DETECTORS,
+        "metrics_cpu_share": per_scrape / _SCRAPE_SECONDS,
+        "metrics_bytes": scraped,
         "page_cpu_share": shares + per_look,
         "page_process_cpu_share": shares,
         "page_process_steady_cpu_share": steady,
@@ -158,3 +164,27 @@ def _cost_of_looks(request: Callable[[ControlRequest], Any], supervisor: psutil.
         size = sum(len(reply.model_dump_json()) for reply in replies)
     spent = _seconds(supervisor) - before - anyway * (time.monotonic() - begin)
     return max(0.0, spent) / _LOOKS, size
+
+
+def _cost_of_scrapes(address: str, processes: list[psutil.Process]) -> tuple[float, int]:
+    """What one answer of ``/metrics`` costs, seconds of a processor beyond what is spent anyway; and its bytes."""
+    host, _, port = address.removeprefix("http://").rstrip("/").rpartition(":")
+
+    def spent() -> float:
+        return sum(map(_seconds, processes))
+
+    begin, before = time.monotonic(), spent()
+    time.sleep(5.0)
+    anyway = (spent() - before) / (time.monotonic() - begin)
+    begin, before, size = time.monotonic(), spent(), 0
+    for _ in range(_SCRAPES):
+        time.sleep(0.1)  # it is limited how often one may ask
+        once = http.client.HTTPConnection(host, int(port), timeout=10.0)
+        once.request("GET", "/metrics")
+        answer = once.getresponse()
+        body = answer.read()
+        once.close()
+        if answer.status != 200:
+            raise RuntimeError(f"/metrics answers {answer.status}: {body[:200]!r}")
+        size = len(body)
+    return max(0.0, spent() - before - anyway * (time.monotonic() - begin)) / _SCRAPES, size

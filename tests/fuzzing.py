@@ -179,7 +179,9 @@ class Mutator:
             # JSON within JSON, numbers as text.
             return rng.choice([value + value, value[:-1], json.dumps(value), value.upper(), value + "\n"])
         if isinstance(value, int | float) and rng.random() < 0.3:
-            return rng.choice([str(value), -value, value + 0.5, [value], value * 10])
+            # An integer may be too large to become a float.
+            other = value + 0.5 if abs(value) < 1e300 else value // 2
+            return rng.choice([str(value), -value, other, [value], value * 10])
         return self.value()
 
 

@@ -5,11 +5,13 @@ One ppd for all: a visit of which each detector meets another fate, and a second
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import termios
@@ -139,7 +141,7 @@ def test_only_the_journal_knows_it(site: CrashSite, visit: Visit, operator: _Ope
     _deliver(site, visit, _ASIDE, _LATER)
     site.start()
     assert visit.group not in operator("visits", "--groups")
-    assert "The journal has no visit 'nobody'" in operator("retry", "nobody", code=1)
+    assert "The journal has no visit 'nobody' of the nights from" in operator("retry", "nobody", code=1)
     assert f"tried again: detectors {_ASIDE}" in operator("retry", visit.group, str(_ASIDE))
     # Of the camera's other detectors no raw comes.
     some = f"{_STORED},{_LATER}"
@@ -176,6 +178,11 @@ def test_what_the_apdb_has(site: CrashSite, operator: _Operator) -> None:
     assert "the APDB has sources of visit" in end.reason
     assert site.evidence._stores(visit, 1) == stored
     assert site.evidence.faults(visit) == []
+    # Of nights that are not kept any more the journal may have forgotten what forbids it.
+    journal = site.settings.state_dir / "journal.sqlite3"
+    with contextlib.closing(sqlite3.connect(journal, timeout=10.0, isolation_level=None)) as db:
+        db.execute("UPDATE visit SET day_obs=20200101 WHERE group_name=?", (visit.group,))
+    assert f"no visit '{visit.group}' of the nights from" in operator("retry", visit.group, code=1)
 
 
 def test_visits(site: CrashSite, visit: Visit, operator: _Operator) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..supervisor.states import STATES
-from .options import add_command, add_group
+from .options import add_command, add_group, parse_count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +51,7 @@ def add_history_commands(commands: Any, common: argparse.ArgumentParser) -> None
     history.add_argument(
         "--detector", type=int, metavar="N", help="only those with this detector, and only it"
     )
-    history.add_argument("--limit", type=_count, default=50, metavar="N", help="how many (50)")
+    history.add_argument("--limit", type=parse_count, default=50, metavar="N", help="how many (50)")
     history.set_defaults(run=_history, offline=True)
     show = add_command(
         commands,
@@ -82,12 +82,6 @@ def _span(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no span of time: write 90s, 30m, 2h or 7d")
     return float(match[1]) * _UNITS[match[2]]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1000000")
-    return int(text)
 
 
 def _history(settings: Settings, arguments: argparse.Namespace) -> int:

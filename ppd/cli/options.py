@@ -14,6 +14,7 @@ __all__ = [
     "ask_first",
     "common_options",
     "completed_by",
+    "parse_count",
     "parse_detectors",
     "print_detectors",
     "settings_of",
@@ -151,6 +152,19 @@ def sockets_of(arguments: argparse.Namespace) -> Path:
     path = find_config(arguments.config, os.environ)
     found = given or (find_sockets(path) if path is not None else None)
     return found or settings_of(arguments).socket_dir
+
+
+def parse_count(text: str) -> int:
+    """Read how many.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        Raised if it is no number from 1 to a million.
+    """
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1000000")
+    return int(text)
 
 
 def parse_detectors(text: str) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NoSupervisorError
-from .options import add_command
+from .options import add_command, parse_count
 from .steering_commands import describe_paused
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def add_status_command(commands: Any, common: argparse.ArgumentParser) -> None:
     status.add_argument(
         "--every", type=_seconds, default=1.0, metavar="SECONDS", help="how often, with --watch (1)"
     )
-    status.add_argument("--looks", type=_looks, metavar="N", help="end --watch after so many looks")
+    status.add_argument("--looks", type=parse_count, metavar="N", help="end --watch after so many looks")
     status.add_argument(
         "--accepting", action="store_true", help="1 unless a visit would be taken now, with the reason"
     )
@@ -77,12 +77,6 @@ def _seconds(text: str) -> float:
     if not 0.1 <= found <= 3600.0:
         raise argparse.ArgumentTypeError(f"{text!r} are no seconds from 0.1 to 3600")
     return found
-
-
-def _looks(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1000000")
-    return int(text)
 
 
 def _status(client: ControlClient, arguments: argparse.Namespace) -> int:

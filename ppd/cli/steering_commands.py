@@ -47,7 +47,7 @@ def add_steering_commands(commands: Any, common: argparse.ArgumentParser) -> Non
         "cancel",
         "end a visit, or some detectors of it",
         "What is not over ends as a failure, with that as the reason, once you have said yes; what a child"
-        " has stored in the APDB stays. retry undoes it.",
+        " has stored in the APDB stays. retry begins again what has no outputs.",
     )
     add_group(cancel)
     for command in (pause, resume, cancel):

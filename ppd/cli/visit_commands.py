@@ -17,6 +17,7 @@ from .options import (
     add_command,
     add_group,
     completed_by,
+    parse_count,
     parse_detectors,
     print_detectors,
     tell,
@@ -45,7 +46,7 @@ def add_visit_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         " were tried more than once, and how many alerts were in time and late. ppd forgets those that are"
         " over, but for the last 50; history has them all.",
     )
-    visits.add_argument("--last", type=_count, metavar="N", help="the last N, of whatever night")
+    visits.add_argument("--last", type=parse_count, metavar="N", help="the last N, of whatever night")
     visits.add_argument("--groups", action="store_true", help="only their groups, for other programs")
     visits.set_defaults(run=_visits)
     submit = add_command(
@@ -98,12 +99,6 @@ def add_visit_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         )
         command.add_argument("--reason", default="", metavar="TEXT", help="why it is tried again")
     retry.set_defaults(run=_retry)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1000000")
-    return int(text)
 
 
 def _visits(client: ControlClient, arguments: argparse.Namespace) -> int:
@@ -161,7 +156,10 @@ def _submit(client: ControlClient, arguments: argparse.Namespace) -> int:
         try:
             text = sys.stdin.read() if name == "-" else Path(name).read_text()
         except (OSError, UnicodeDecodeError) as e:
-            print(f"ppdctl: {name} can't be read: {e}", file=sys.stderr)
+            error = f"{name} can't be read: {e}"
+            if arguments.json:
+                print(json.dumps({"ok": False, "error": error}))
+            print(f"ppdctl: {error}", file=sys.stderr)
             code = 1
             continue
         reply = client.submit(text, arguments.detectors)

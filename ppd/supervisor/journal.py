@@ -288,7 +288,7 @@ class Journal:
         """Look up a visit as committed; `None`: it is not there."""
         whose = (instrument, group)
         row = self._db.execute(
-            "SELECT message, accepted FROM visit WHERE instrument=? AND group_name=?", whose
+            "SELECT message, accepted, day_obs FROM visit WHERE instrument=? AND group_name=?", whose
         ).fetchone()
         if row is None:
             return None
@@ -312,7 +312,7 @@ class Journal:
                 whose,
             )
         }
-        return JournaledVisit(json.loads(row[0]), float(row[1]), detectors)
+        return JournaledVisit(json.loads(row[0]), float(row[1]), int(row[2]), detectors)
 
     def over_before(self, day_obs: int) -> Iterator[OldVisit]:
         """List the visits of the nights before one of which nothing is unfinished, oldest first."""

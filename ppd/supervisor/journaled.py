@@ -59,4 +59,6 @@ class JournaledVisit:
     message: dict[str, Any]
     accepted: float
     """Unix seconds."""
+    day_obs: int
+    """The night that it was accepted for."""
     detectors: Mapping[int, Standing]

@@ -7,6 +7,7 @@ __all__ = ["describe_detectors"]
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from .readiness import why_not_accepting
 from .table import LIVE, OVER, DetectorVisit, State, VisitEntry
 
 if TYPE_CHECKING:
@@ -53,10 +54,11 @@ def describe_detectors(supervisor: Supervisor) -> dict[str, Any]:
             }
     for number, pause in supervisor.pauses.detectors.items():
         detectors.setdefault(number, {})["paused"] = str(pause)
+    refusal = why_not_accepting(supervisor)
     return {
         "detectors": {str(number): entry for number, entry in sorted(detectors.items())},
         "visits": [_visit(entry) for entry in visits],
-        "unready": _unready(supervisor),
+        "unready": [refusal] if refusal is not None else [],
         "started": round(supervisor.started, _DIGITS),
         "alert_deadline": supervisor.settings.alert_deadline,
         "cache_bytes": supervisor.settings.cache_bytes,
@@ -115,19 +117,3 @@ def _visit(entry: VisitEntry) -> dict[str, Any]:
         "states": states,
         "late": sum(d.late for d in own),
     }
-
-
-def _unready(supervisor: Supervisor) -> list[str]:
-    """Why a visit would not be taken, or not be worked on, now."""
-    found = []
-    if supervisor.draining or supervisor.stopping:
-        found.append("ppd stops" if supervisor.stopping else "ppd is draining")
-    if not supervisor.nursery.ready:
-        found.append(f"the nursery is not ready: {supervisor.nursery.trouble or 'it is starting'}")
-    if supervisor.pauses.all is not None:
-        found.append(str(supervisor.pauses.all))
-    if supervisor.journal.trouble:
-        found.append(f"the journal can't be written: {supervisor.journal.trouble}")
-    if not supervisor.spool_watch.has_room:
-        found.append("the file system of the spool is full")
-    return found

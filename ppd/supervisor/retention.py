@@ -81,12 +81,16 @@ class Retention:
         factor = 0.5 if seconds > _BITE_SECONDS else 1.5
         self._bite = int(min(_MOST, max(_FEWEST, self._bite * factor)))
 
+    def oldest_night(self, now: float) -> int:
+        """Return the first night of which everything is kept; what is older may be half forgotten."""
+        return day_obs(now - self._nights * _DAY_SECONDS)
+
     def _due(self) -> list[OldVisit]:
         """List the next visits to forget; some, for there may be thousands."""
         now = time.time()
         aside = entry_names(self._spool)
         found = []
-        for visit in self._journal.over_before(day_obs(now - self._nights * _DAY_SECONDS)):
+        for visit in self._journal.over_before(self.oldest_night(now)):
             kept = any(names_visit(name, visit.instrument, visit.group) for name in aside)
             if not kept and self._age(visit, now) > self._expiration:
                 found.append(visit)

@@ -56,9 +56,10 @@ def try_again(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
     journal, instrument, group = supervisor.journal, supervisor.settings.instrument, request.group or ""
     journal.commit()
     known = journal.find(instrument, group)
-    if known is None:
-        nights = supervisor.settings.history_nights
-        error = f"The journal has no visit {group!r}; it keeps {nights} nights."
+    # Of an older night it may be forgotten bit by bit, and among that what forbids another try.
+    oldest = supervisor.retention.oldest_night(time.time())
+    if known is None or known.day_obs < oldest:
+        error = f"The journal has no visit {group!r} of the nights from {oldest} on, which are kept."
         return ControlReply(ok=False, code="unknown", error=error)
     message = renewed(parse_visit(known.message), time.time()).model_dump(mode="json")
     supervisor.spool_watch.check_room(f"{instrument} group {group}")
