@@ -167,7 +167,7 @@ def _cost_of_looks(request: Callable[[ControlRequest], Any], supervisor: psutil.
 
 
 def _cost_of_scrapes(address: str, processes: list[psutil.Process]) -> tuple[float, int]:
-    """What one answer of ``/metrics`` costs, seconds of a processor beyond what is spent anyway; and its bytes."""
+    """What one answer of ``/metrics`` costs, seconds of a processor; and its bytes."""
     host, _, port = address.removeprefix("http://").rstrip("/").rpartition(":")
 
     def spent() -> float:
