@@ -81,9 +81,9 @@ def test_as_many_files_as_may_be() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     code = (
         "import resource\n"
-        "from ppd.supervisor.daemon import _allow_files\n"
+        "from ppd.supervisor.surroundings import allow_files\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, (100, {hard}))\n"
-        "_allow_files()\n"
+        "allow_files()\n"
         "print(*resource.getrlimit(resource.RLIMIT_NOFILE))\n"
     )
     done = subprocess.run(

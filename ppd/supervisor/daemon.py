@@ -14,7 +14,6 @@ import functools
 import logging
 import math
 import os
-import resource
 import signal
 import sys
 import time
@@ -63,6 +62,7 @@ from .sockets import Sockets
 from .spool import clear_building, has_ready, make_folders
 from .spool_watch import SpoolWatch
 from .stalls import LoopWatch
+from .surroundings import allow_files, prepare_folders
 from .table import VisitEntry
 from .traces import start_traces
 from .web_keeper import WebKeeper
@@ -92,7 +92,7 @@ class Supervisor:
     """
 
     def __init__(self, settings: Settings):
-        _allow_files()
+        allow_files()
         self._in_force = SettingsInForce(settings)
         # Read as it is when it is read, by all that get it from here.
         self.settings = in_force(self._in_force)
@@ -110,22 +110,11 @@ class Supervisor:
         self._logs_checked = -math.inf
         self._undo = contextlib.ExitStack()
         try:
-            self._make_folders()
+            prepare_folders(settings)
             self._set_up()
         except BaseException:
             self._undo.close()
             raise
-
-    def _make_folders(self) -> None:
-        settings = self.settings
-        logs = settings.state_dir / "logs"
-        try:
-            for folder in (settings.state_dir, settings.local_repos, settings.spool_dir, logs):
-                folder.mkdir(parents=True, exist_ok=True)
-            settings.socket_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            settings.socket_dir.chmod(0o700)
-        except OSError as e:
-            raise ConfigurationError(f"A folder that ppd needs can't be made: {e}.") from e
 
     def _set_up(self) -> None:
         settings = self.settings
@@ -387,14 +376,6 @@ class Supervisor:
         if now > self._logs_checked + _LOG_CHECK_SECONDS:
             self._logs_checked = now
             prune_logs(self.settings.state_dir, self.settings.child_log_days)
-
-
-def _allow_files() -> None:
-    """Have as many open files as we may: ZeroMQ aborts the process that can't accept a connection."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run(settings: Settings) -> int:
