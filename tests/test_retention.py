@@ -15,6 +15,7 @@ from ppd.config import Settings
 from ppd.deployment import day_obs
 from ppd.supervisor.journal import Journal
 from ppd.supervisor.retention import Retention
+from ppd.supervisor.setting_kinds import SettingsInForce, in_force
 from ppd.supervisor.spool import make_folders
 from ppd.visit import TAI_MINUS_UTC
 
@@ -137,6 +138,19 @@ def test_what_may_come_again_and_be_fresh_stays(journal: Journal, settings: Sett
     _turns(retention, clock, 60.0)
     assert _groups(settings) == ["ahead"]
     clock.now += 3600.0
+    _turns(retention, clock)
+    assert _groups(settings) == []
+
+
+def test_a_reload_counts(journal: Journal, settings: Settings, clock: Clock) -> None:
+    """What is kept is decided by the settings in force, whatever they were at the start."""
+    settings_now = SettingsInForce(settings.model_copy(update={"history_nights": 30}))
+    retention = Retention(journal, in_force(settings_now))
+    _visit(journal, clock, "old", "exported")
+    clock.now += 10 * DAY
+    _turns(retention, clock)
+    assert _groups(settings) == ["old"]
+    settings_now.replace(settings)
     _turns(retention, clock)
     assert _groups(settings) == []
 

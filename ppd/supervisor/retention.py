@@ -44,8 +44,8 @@ class Retention:
 
     def __init__(self, journal: Journal, settings: Settings):
         self._journal = journal
-        self._nights = settings.history_nights
-        self._expiration = settings.message_expiration
+        # Asked each time: a reload may have changed what is kept.
+        self._settings = settings
         self._spool = Path(settings.spool_dir)
         self._visits: Iterator[OldVisit] = iter(())
         self._visit: OldVisit | None = None
@@ -83,7 +83,7 @@ class Retention:
 
     def oldest_night(self, now: float) -> int:
         """Return the first night of which everything is kept; what is older may be half forgotten."""
-        return day_obs(now - self._nights * _DAY_SECONDS)
+        return day_obs(now - self._settings.history_nights * _DAY_SECONDS)
 
     def _due(self) -> list[OldVisit]:
         """List the next visits to forget; some, for there may be thousands."""
@@ -92,7 +92,7 @@ class Retention:
         found = []
         for visit in self._journal.over_before(self.oldest_night(now)):
             kept = any(names_visit(name, visit.instrument, visit.group) for name in aside)
-            if not kept and self._age(visit, now) > self._expiration:
+            if not kept and self._age(visit, now) > self._settings.message_expiration:
                 found.append(visit)
             if len(found) == _AT_ONCE:
                 break
