@@ -29,7 +29,7 @@ class WebSetup(Message):
     socket_dir: str
     state_dir: str
     log: dict[str, Any]
-    """``log_level``, ``log_format`` and ``log_levels``, as the settings have them."""
+    """Settings whose names begin with ``log_``, all of them."""
 
 
 class WebState(Message):

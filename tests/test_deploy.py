@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from ppd.cli.ctl import _parser
+from ppd.cli.ctl import make_parser
 from ppd.config import Settings, parse_size
 from ppd.demo.site import main as site
 
@@ -98,7 +98,7 @@ def test_commands_of_containers_exist() -> None:
     assert len(commands) == 6
     for command in commands:
         assert command[0] == "ppdctl"
-        _parser().parse_args(command[1:])  # ends the test if it is not understood
+        make_parser().parse_args(command[1:])  # ends the test if it is not understood
 
 
 def test_the_site_of_compose_fits_together(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_ended_while_it_waits_for_room(observatory: Observatory, tmp_path: Path,
         assert ppd.groups() == [("squeezed", 1)]
 
 
+@pytest.mark.slow
 def test_spool_limit(observatory: Observatory, tmp_path: Path) -> None:
     """More than its limit in the spool, and no new visit is taken."""
     with running(observatory, tmp_path, spool_max_bytes=1) as ppd:

@@ -125,8 +125,10 @@ def test_it_ends_with_a_killed_supervisor(settings: Settings) -> None:
         "import sys, time; from pathlib import Path; from ppd.config import Settings;"
         "from ppd.demo.camera import focal_plane; from ppd.supervisor.web_keeper import WebKeeper;"
         "keeper = WebKeeper(Settings.model_validate_json(sys.stdin.read()), focal_plane());\n"
-        "while True:\n keeper.turn(); time.sleep(0.05)\n"
-        " if keeper.state.address: print(*keeper.pids, flush=True)"
+        "end = time.monotonic() + 60.0\n"
+        "while time.monotonic() < end and not keeper.fault():\n keeper.turn(); time.sleep(0.05)\n"
+        " if keeper.state.address: print(*keeper.pids, flush=True)\n"
+        "print(keeper.fault())"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -76,6 +76,7 @@ def _runs(ppd: Ppd, name: str = "post_isr_image") -> dict[str, str]:
     return dict(runs)
 
 
+@pytest.mark.slow
 def test_other_pipelines_under_load(observatory: Observatory, tmp_path: Path) -> None:
     """Old visits end in the old runs with the old pipeline, new ones in the new; none is lost."""
     with _at_work(observatory, tmp_path, initialize_automatically=True, image_timeout=200.0) as ppd:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from observatory import wait_for
 from postgres_support import primary, replica
-from ppd.cli.client import ControlClient, NoSupervisorError
+from ppd.control import ControlClient, NoSupervisorError
 from s3_support import s3_server, use_credentials
 
 from ppd.config import load_settings

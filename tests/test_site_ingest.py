@@ -229,6 +229,7 @@ def test_a_visit_by_the_sites_tasks(
 
 
 @pytest.mark.night
+@pytest.mark.slow
 def test_site_without_it_ends_the_start(
     observatory: Observatory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

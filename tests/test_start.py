@@ -80,6 +80,7 @@ def test_no_central_repo(ppd: Ppd) -> None:
     assert f"no Butler repo at {ppd.central}" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_on_one_state_directory(observatory: Observatory, tmp_path: Path) -> None:
     with running(observatory, tmp_path) as ppd:
         assert ppd.process is not None

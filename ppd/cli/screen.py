@@ -13,7 +13,7 @@ import time
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 # Where nobody sees a right margin, lines are not broken at one.
@@ -27,8 +27,9 @@ def make_console() -> Console:
 
 
 def make_table(*columns: str) -> Table:
-    """Return a table without lines."""
-    return Table(*columns, box=None, pad_edge=False)
+    """Return a table without lines; what is in the first column is copied by people, and never cut."""
+    first, *others = columns
+    return Table(Column(first, no_wrap=True), *others, box=None, pad_edge=False)
 
 
 def clock(when: float, date: bool = True) -> str:

@@ -137,7 +137,7 @@ class WebKeeper:
                 "token_file": data["http_token_file"],
                 "socket_dir": data["socket_dir"],
                 "state_dir": data["state_dir"],
-                "log": {name: data[name] for name in ("log_level", "log_format", "log_levels")},
+                "log": {name: value for name, value in data.items() if name.startswith("log_")},
             }
         )
 
