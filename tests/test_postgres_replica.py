@@ -243,6 +243,26 @@ def test_start_without_replica(alone: Ppd) -> None:
     assert_told(alone)
 
 
+@pytest.mark.slow
+def test_central_is_away_altogether(servers: PostgresObservatory, alone: Ppd) -> None:
+    """Neither primary nor replica: it is said, somebody is woken, and it is over when the primary is back."""
+
+    def told() -> Scrape | None:
+        scrape = Scrape(alone.command("ctl", "metrics").stdout)
+        return scrape if scrape.value("ppd_fault", component="central") else None
+
+    servers.primary.stop()
+    try:
+        assert alone.submit(groupId="nowhere", detector=3).ok
+        scrape = wait_for(told, 90.0, "central to be missed")
+        assert "PpdCentralAway" in firing([scrape, scrape])
+    finally:
+        servers.primary.start()
+    wait_for(lambda: not told(), 60.0, "central to be back")
+    assert alone.command("ctl", "cancel", "nowhere", "--yes").returncode == 0
+    alone.await_state("nowhere", failed=1)
+
+
 def assert_told(ppd: Ppd) -> None:
     """The replica is what is wrong, and the only thing."""
     status = ppd.status()

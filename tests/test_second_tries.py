@@ -66,7 +66,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashSite]:
 
 
 @pytest.fixture
-def operator(site: CrashSite, capsys: pytest.CaptureFixture[str]) -> _Operator:
+def operator(
+    site: CrashSite, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> _Operator:
+    monkeypatch.setenv("COLUMNS", "200")
     return _Operator(site, capsys)
 
 

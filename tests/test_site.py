@@ -14,10 +14,10 @@ import pytest
 import yaml
 from observatory import wait_for
 from postgres_support import primary, replica
-from ppd.control import ControlClient, NoSupervisorError
 from s3_support import s3_server, use_credentials
 
 from ppd.config import load_settings
+from ppd.control import ControlClient, NoSupervisorError
 from ppd.demo.leftovers import count_leftovers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
