@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from observatory import Observatory
 from sharing import make_once
 
 from ppd.demo.night import simulate_night
+from ppd.logs import bound
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -14,6 +17,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(
         key=lambda item: (item.path.name != "test_whole_night.py", not item.get_closest_marker("night"))
     )
+
+
+@pytest.fixture(autouse=True)
+def no_bound_fields() -> Iterator[None]:
+    """What a test binds to log records is not on those of the next."""
+    with bound():
+        yield
 
 
 @pytest.fixture(scope="session")

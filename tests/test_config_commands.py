@@ -62,7 +62,10 @@ def test_only_some(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such settings: slotz" in capsys.readouterr().err
 
 
-def test_no_secret_is_shown(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_secret_is_shown(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "240")
     for arguments in ([], ["--json"]):
         assert ctl.main(["config", "show", "--config", str(config), *arguments]) == 0
         out = capsys.readouterr().out.replace("\n", "")
