@@ -24,8 +24,7 @@ _LOG = logging.getLogger("ppd.test")
 def _restore() -> Iterator[None]:
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
-    with bound():
-        yield
+    yield
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(False)

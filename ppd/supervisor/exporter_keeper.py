@@ -12,11 +12,10 @@ from typing import Any
 
 from ..config import Settings
 from ..messages import Discard, ExporterSetup, ExporterState, Hurry
-from .line_process import LineProcess, dying_with_us
+from .line_process import GIVING_WAY, LineProcess, dying_with_us
 
 _LOG = logging.getLogger(__name__)
 
-_NICE = 10
 _START_SECONDS = 120.0
 _MAX_DELAY = 30.0
 # An exporter that lived this long was a good one: the next delay is short again.
@@ -123,7 +122,7 @@ class ExporterKeeper:
             ExporterSetup(settings=self._settings.to_dict()),
             # Two exporters at one spool would get in each other's way. And as children do, it gives
             # way: an alert waits for a processor more than an export does.
-            before=dying_with_us(_NICE),
+            before=dying_with_us(GIVING_WAY),
         )
         if self._hurry:
             self._process.send(Hurry())

@@ -35,9 +35,6 @@ class Ailment:
     text: str
     """What it is, for people."""
 
-    def __str__(self) -> str:
-        return self.text
-
 
 def ailments(supervisor: Supervisor) -> list[Ailment]:
     """Say what is wrong now.

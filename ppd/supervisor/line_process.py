@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LineProcess", "dying_with_us"]
+__all__ = ["GIVING_WAY", "LineProcess", "dying_with_us"]
 
 import contextlib
 import ctypes
@@ -24,6 +24,9 @@ _CHUNK_BYTES = 1 << 20
 _MAX_CHUNKS = 16
 _MAX_LINE_BYTES = 64 << 20
 _PR_SET_PDEATHSIG = 1
+
+GIVING_WAY = 10
+"""Nice value of processes that are not the first to get a processor."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 

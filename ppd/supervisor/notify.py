@@ -12,8 +12,9 @@ from collections.abc import MutableMapping
 from typing import TYPE_CHECKING
 
 from ..logs import mask_secrets
+from .faults import ailments
 from .readiness import why_not_able
-from .status import describe
+from .status import health
 
 if TYPE_CHECKING:
     from .daemon import Supervisor
@@ -120,17 +121,17 @@ class ServiceNotifier:
 
     def _text(self, supervisor: Supervisor) -> str:
         """One line for ``systemctl status``."""
-        status = describe(supervisor)
-        visits = sum(entry.unfinished for entry in supervisor.lifecycle.table.visits.values())
-        spool = status["spool"]
-        what = "stopping" if self._stopping else status["health"] if self._ready else "starting"
+        table, spool = supervisor.lifecycle.table, supervisor.spool_watch
+        faults = ailments(supervisor)
+        visits = sum(entry.unfinished for entry in table.visits.values())
+        how = health(supervisor, bool(faults)) if self._ready else "starting"
         parts = [
-            f"{what}: {visits} visits at work, {status['slots']['used']} children",
-            f"{spool['entries']} hand-overs in the spool ({spool['bytes'] / 1e6:.1f} MB)",
+            f"{'stopping' if self._stopping else how}: {visits} visits at work, {len(table.live())} children",
+            f"{spool.entries} hand-overs in the spool ({spool.bytes / 1e6:.1f} MB)",
         ]
         reason = None if self._ready else why_not_able(supervisor)
-        if not self._stopping and (reason or status["faults"]):
-            parts.append(reason or status["faults"][0])
+        if not self._stopping and (reason or faults):
+            parts.append(reason or faults[0].text)
         # Anyone on the machine may ask systemd for it.
         return mask_secrets(" ".join("; ".join(parts).split()))[:_MAX_TEXT]
 

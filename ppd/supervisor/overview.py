@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .readiness import why_not_accepting
 from .table import LIVE, OVER, DetectorVisit, State, VisitEntry
+from .visits_in_hand import group_states
 
 if TYPE_CHECKING:
     from .daemon import Supervisor
@@ -100,9 +101,6 @@ def _entry(d: DetectorVisit) -> dict[str, Any]:
 
 def _visit(entry: VisitEntry) -> dict[str, Any]:
     own = entry.detectors.values()
-    states: dict[str, int] = {}
-    for d in own:
-        states[d.state.value] = states.get(d.state.value, 0) + 1
     over = all(d.state in OVER for d in own)
     spans = [d.since - d.closed for d in own if d.state is State.EXPORTED and d.closed is not None]
     closed = [d.closed for d in own if d.closed is not None]
@@ -114,6 +112,6 @@ def _visit(entry: VisitEntry) -> dict[str, Any]:
         "exported": max((round(d.since, _DIGITS) for d in own if d.state is State.EXPORTED), default=None),
         "over": round(max(d.since for d in own), _DIGITS) if over else None,
         "slowest": round(max(spans), 1) if spans else None,
-        "states": states,
+        "states": group_states(entry),
         "late": sum(d.late for d in own),
     }

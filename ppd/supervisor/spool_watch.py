@@ -41,8 +41,9 @@ class SpoolWatch:
         self._looked = 0.0
         self._warned = False
         self._lost: str | None = None
-        self.free = self._look_at_disk()
+        self.free = 0
         """Bytes free on the spool's file system; 0 when it can't be looked at."""
+        self._look_at_disk()
 
     @property
     def bytes(self) -> int:
@@ -61,7 +62,7 @@ class SpoolWatch:
             return
         self._looked = now
         settings = self._settings
-        self.free = self._look_at_disk()
+        self._look_at_disk()
         share = self.share
         if self._lost is not None:
             return
@@ -78,18 +79,17 @@ class SpoolWatch:
             self._warned = False
             _LOG.info("The spool %s has room again.", settings.spool_dir)
 
-    def _look_at_disk(self) -> int:
+    def _look_at_disk(self) -> None:
         try:
-            free = shutil.disk_usage(self._settings.spool_dir).free
+            self.free = shutil.disk_usage(self._settings.spool_dir).free
         except OSError as e:
             if self._lost is None:
                 _LOG.error("The spool can't be used: %s; no visit is taken until it can.", e)
-            self._lost = str(e)
-            return 0
+            self._lost, self.free = str(e), 0
+            return
         if self._lost is not None:
             self._lost = None
             _LOG.warning("The spool %s is there again.", self._settings.spool_dir)
-        return free
 
     @property
     def share(self) -> float:
@@ -133,11 +133,11 @@ class SpoolWatch:
                 f"Visit {identity}: the spool holds {self.bytes} bytes, more than "
                 f"{settings.spool_max_bytes}; no visit is taken until it drains."
             )
-        free = self._look_at_disk()
+        self._look_at_disk()
         if self._lost is not None:
             raise SpoolFullError(f"Visit {identity}: the spool can't be used: {self._lost}.")
-        if free < settings.spool_min_free:
+        if self.free < settings.spool_min_free:
             raise SpoolFullError(
-                f"Visit {identity}: the file system of the spool {settings.spool_dir} has {free} bytes free, "
-                f"{settings.spool_min_free} are needed; no visit is taken until there is room."
+                f"Visit {identity}: the file system of the spool {settings.spool_dir} has {self.free} bytes"
+                f" free, {settings.spool_min_free} are needed; no visit is taken until there is room."
             )

@@ -7,7 +7,7 @@ __all__ = ["describe_visits", "group_states"]
 import time
 from typing import TYPE_CHECKING, Any
 
-from .table import DetectorVisit, State, VisitEntry
+from .table import OVER, DetectorVisit, State, VisitEntry
 
 if TYPE_CHECKING:
     from .daemon import Supervisor
@@ -51,7 +51,7 @@ def _describe(entry: VisitEntry, now: float, alert_deadline: float) -> dict[str,
         "rotation": visit.rotation,
         "accepted": entry.accepted,
         "age": now - entry.accepted,
-        "over": all(d.state in (State.EXPORTED, State.FAILED) for d in detectors),
+        "over": all(d.state in OVER for d in detectors),
         "states": group_states(entry),
         "again": sum(d.attempt > 1 for d in detectors),
         "alerts": {

@@ -18,7 +18,7 @@ from .._setting_types import split_listen
 from ..config import Settings
 from ..focalplane import FocalPlane
 from ..messages import WebSetup, WebState
-from .line_process import LineProcess, dying_with_us
+from .line_process import GIVING_WAY, LineProcess, dying_with_us
 
 _LOG = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class WebKeeper:
                 [sys.executable, "-m", "ppd.web.process", self._setup.state_dir],
                 environment,
                 self._setup,
-                before=dying_with_us(),
+                before=dying_with_us(GIVING_WAY),
                 own_session=True,
             )
         except OSError as e:

@@ -41,7 +41,6 @@ _LOG = logging.getLogger(__name__)
 _SERVER_LOG = logging.getLogger(f"{__name__}.server")
 _SERVER_LOG.setLevel(logging.CRITICAL)
 
-_NICE = 10
 _SETUP_SECONDS = 30.0
 _STATE_SECONDS = 5.0
 _AGAIN_SECONDS = 3.0
@@ -61,8 +60,6 @@ def main() -> int:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with contextlib.suppress(OSError):
-        os.nice(_NICE)
     said = os.dup(1)
     os.set_blocking(said, False)
     # What a library prints is no message.
