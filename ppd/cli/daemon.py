@@ -20,8 +20,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import find_config, load_settings
-from ..credentials import take_credentials
 from ..errors import (
     CentralUnavailableError,
     ConfigurationError,
@@ -30,6 +28,7 @@ from ..errors import (
     SharedMemoryError,
 )
 from ..logs import setup_logging
+from .options import settings_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # SIGABRT is what systemd's watchdog sends: the log then has where each thread is stuck.
         faulthandler.enable()
     try:
-        take_credentials(os.environ)
-        settings = load_settings(find_config(arguments.config, os.environ), os.environ)
+        settings = settings_of(arguments)
     except ConfigurationError as e:
         print(f"ppd: {e}", file=sys.stderr)
         return 2

@@ -20,18 +20,17 @@ import ctypes
 import dataclasses
 import json
 import logging
-import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import Settings, find_config, load_settings
-from ..credentials import take_credentials
+from ..config import Settings
 from ..deployment import date_string, day_obs, deployment_id
 from ..errors import CentralUnavailableError, ConfigurationError
 from ..logs import setup_logging
+from .options import settings_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,8 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(args: argparse.Namespace) -> Settings:
     if args.settings is None:
-        take_credentials(os.environ)
-        return load_settings(find_config(args.config, os.environ), os.environ)
+        return settings_of(args)
     # The supervisor that has started this may end before it does: then nobody wants it.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     return Settings.from_dict(json.load(sys.stdin))
