@@ -54,7 +54,16 @@ _NOT_YET = (
     "SASQUATCH_URL",
 )
 
-_PATHS = ("state_dir", "socket_dir", "shm_dir", "shm_fallback", "local_repos", "spool_dir", "http_token_file")
+_PATHS = (
+    "state_dir",
+    "socket_dir",
+    "shm_dir",
+    "shm_fallback",
+    "local_repos",
+    "spool_dir",
+    "http_token_file",
+    "control_keys",
+)
 _URIS = ("central_repo", "read_central_repo", "apdb_config")
 _NODES = ("preprocessing_pipelines", "main_pipelines")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
@@ -196,7 +205,7 @@ class _Expander:
             return self._path(value, source, at)
         if name in _URIS:
             return self._uri(value, source, at)
-        if name == "raw_dirs" and isinstance(value, list):
+        if name in ("raw_dirs", "hidden_from_tasks") and isinstance(value, list):
             return [self._path(v, source, (*at, i)) for i, v in enumerate(value)]
         if name == "pipeline_parameters" and isinstance(value, dict):
             return {k: self._variables(v, source, (*at, k)) for k, v in value.items()}

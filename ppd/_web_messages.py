@@ -23,13 +23,21 @@ class WebSetup(Message):
     kind: Literal["web_setup"] = "web_setup"
     instrument: str
     detectors: tuple[DetectorShape, ...]
-    host: str
+    host: str | None
+    """Where the page is served; `None`: it is not."""
     port: int
     token_file: str | None
     socket_dir: str
     state_dir: str
     log: dict[str, Any]
     """Settings whose names begin with ``log_``, all of them."""
+    gate_host: str | None = None
+    """Where other machines may ask; `None`: nowhere."""
+    gate_port: int = 0
+    keys: str | None = None
+    """Folder of keys of those who may."""
+    hidden: tuple[str, ...] | None = None
+    """Files and folders that the page can't open; `None`: none are hidden."""
 
 
 class WebState(Message):
@@ -38,5 +46,7 @@ class WebState(Message):
     kind: Literal["web_state"] = "web_state"
     address: str | None = None
     """Where it is served."""
+    gate: str | None = None
+    """Where other machines may ask."""
     trouble: str | None = None
-    """Why it is not."""
+    """Why one of them is away."""

@@ -76,7 +76,25 @@ class Settings(Frozen):
     socket_dir: Path = pydantic.Field(
         default_factory=lambda data: data["state_dir"] / "sockets", validate_default=True
     )
-    """Folder of the ZeroMQ sockets, mode 0700; ``sockets`` in `state_dir` when absent."""
+    """Folder of the ZeroMQ sockets; ``sockets`` in `state_dir` when absent."""
+
+    control_group: str | None = None
+    """Group whose members may ask ppd for everything, beside its own user and root."""
+
+    read_group: str | None = None
+    """Group whose members may look (``ppdctl status``, ``visits``, ``history`` …) and change nothing."""
+
+    control_listen: Listen = None
+    """``HOST:PORT`` for ``ppdctl --connect`` from other machines, with CURVE keys alone; absent: none."""
+
+    control_keys: Path | None = None
+    """Folder that ``ppdctl keys`` has made: ppd's own key, and who may come. For `control_listen`."""
+
+    landlock: Literal["auto", "require", "off"] = "auto"
+    """Whether the kernel keeps tasks from files that aren't theirs; ``require``: don't begin without."""
+
+    hidden_from_tasks: tuple[Path, ...] = ()
+    """What they can't open, beside configuration, credentials, journal and a central repo in a folder."""
 
     shm_dir: Path = Path("/dev/shm")
     """Shared memory that holds the cache repo."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["ControlClient", "NoSupervisorError"]
+__all__ = ["ControlClient", "NoSupervisorError", "Remote"]
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -13,10 +14,21 @@ from typing import TYPE_CHECKING, Any, Self
 
 import zmq
 
+from ._sockets import endpoint_for
 from .errors import NoSupervisorError, PpdError
 
 if TYPE_CHECKING:
     from ._control_messages import ControlReply, ControlRequest, Pointing
+
+
+@dataclasses.dataclass(frozen=True)
+class Remote:
+    """A ppd on another machine."""
+
+    endpoint: str
+    """``tcp://HOST:PORT``, as its ``control_listen`` has it."""
+    key: Path
+    """File that ``ppdctl keys client`` has made, with ``server.key`` beside it."""
 
 
 class ControlClient:
@@ -24,14 +36,14 @@ class ControlClient:
 
     Parameters
     ----------
-    socket_dir : `pathlib.Path`
-        The supervisor's folder of sockets.
+    where : `pathlib.Path` or `Remote`
+        The supervisor's folder of sockets, or where another machine's is.
     timeout : `float`, optional
         Seconds to wait for an answer.
     """
 
-    def __init__(self, socket_dir: Path, timeout: float = 5.0):
-        self._endpoint = f"ipc://{Path(socket_dir) / 'control.ipc'}"
+    def __init__(self, where: Path | Remote, timeout: float = 5.0):
+        self._where = where
         self._timeout = timeout
         self._context = zmq.Context()
 
@@ -66,29 +78,51 @@ class ControlClient:
         ------
         NoSupervisorError
             Raised if no answer comes in time.
+        ppd.errors.PpdError
+            Raised if this user may not ask for that.
         """
         from ._control_messages import ControlReply
 
-        return ControlReply.model_validate_json(self._exchange(request.model_dump_json().encode(), timeout))
+        data = request.model_dump_json().encode()
+        return ControlReply.model_validate_json(self._exchange(request.command, data, timeout))
 
-    def _exchange(self, data: bytes, timeout: float | None) -> bytes:
+    def _exchange(self, command: str, data: bytes, timeout: float | None) -> bytes:
         # A new socket for each request: an answer that comes too late can't
         # be taken for the next one's.
         timeout = self._timeout if timeout is None else timeout
         socket = self._context.socket(zmq.DEALER)
         try:
-            socket.connect(self._endpoint)
+            endpoint, doubt = self._prepare(socket, command)
+            socket.connect(endpoint)
             socket.send(data)
             if not socket.poll(int(timeout * 1000)):
-                raise NoSupervisorError(f"No ppd answers at {self._endpoint} within {timeout:g} s.")
+                raise NoSupervisorError(f"No ppd answers at {endpoint} within {timeout:g} s{doubt}.")
             return socket.recv()
+        except zmq.ZMQError as e:
+            raise PpdError(f"{self._where} can't be connected to: {e.strerror}.") from e
         finally:
             socket.close(linger=0)
+
+    def _prepare(self, socket: zmq.Socket[bytes], command: str) -> tuple[str, str]:
+        """Return where to connect to, and what else it may be if nobody answers."""
+        if not isinstance(self._where, Remote):
+            return endpoint_for(Path(self._where), command), ""
+        from ._keys import load_client
+
+        public, secret, server = load_client(self._where.key)
+        for option, value in (
+            (zmq.CURVE_PUBLICKEY, public),
+            (zmq.CURVE_SECRETKEY, secret),
+            (zmq.CURVE_SERVERKEY, server),
+            (zmq.IPV6, 1),
+        ):
+            socket.setsockopt(option, value)
+        return self._where.endpoint, ", or it does not know this key"
 
     def _look(self, command: str, timeout: float | None = None) -> dict[str, Any]:
         """Ask for what changes nothing, without the models: they take longer to import than all the rest."""
         request = json.dumps({"kind": "control_request", "command": command})
-        reply = json.loads(self._exchange(request.encode(), timeout))
+        reply = json.loads(self._exchange(command, request.encode(), timeout))
         if not reply["ok"]:
             raise PpdError(reply["error"])
         result: dict[str, Any] = reply["result"]

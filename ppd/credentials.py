@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FILES", "VALUES", "take_credentials"]
+__all__ = ["FILES", "SECRET_FILES", "VALUES", "take_credentials"]
 
 import os
 import stat
@@ -21,6 +21,9 @@ VALUES = (
     "AWS_SESSION_TOKEN",
 )
 """Variables whose value may be in the file that ``NAME_FILE`` names, or in a credential."""
+
+SECRET_FILES = "PPD_SECRET_FILES"
+"""Variable that has the paths of the files that were read, for those who hide them from tasks."""
 
 FILES = ("PGPASSFILE", "LSST_DB_AUTH", "AWS_SHARED_CREDENTIALS_FILE")
 """Variables that name a file; it may be a credential itself."""
@@ -57,6 +60,8 @@ def take_credentials(environ: MutableMapping[str, str]) -> None:
             elif given:
                 environ[name] = _read(Path(given))
                 del environ[f"{name}_FILE"]
+                known = [path for path in environ.get(SECRET_FILES, "").split(os.pathsep) if path]
+                environ[SECRET_FILES] = os.pathsep.join([*known, str(Path(given).absolute())])
             elif credential is not None and not environ.get(name):
                 environ[name] = _read(credential)
         except (OSError, ValueError) as e:

@@ -108,6 +108,8 @@ class NurserySetup(Message):
 
     kind: Literal["nursery_setup"] = "nursery_setup"
     settings: dict[str, Any]
+    hidden: tuple[str, ...] | None = None
+    """Files and folders that tasks can't open; `None`: none are hidden."""
 
 
 class NurseryReady(Message):

@@ -24,9 +24,10 @@ from .dead_letter_commands import add_dead_letter_commands
 from .doctor_command import add_doctor_command
 from .history_commands import add_history_commands
 from .input_commands import add_input_commands
+from .key_commands import add_key_commands
 from .log_commands import add_log_commands
 from .metrics_command import add_metrics_command
-from .options import EXIT_CODES, add_command, common_options, settings_of, sockets_of, tell
+from .options import EXIT_CODES, add_command, common_options, settings_of, target_of, tell
 from .reload_command import add_reload_command
 from .status_command import add_status_command
 from .steering_commands import add_steering_commands
@@ -69,11 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.alone:  # it wants to see itself what can't be used
         return int(arguments.run(arguments))
+    if arguments.offline and arguments.connect is not None:
+        raise ConfigurationError("This command reads files of the machine that ppd is on: run it there.")
     if arguments.offline:  # it reads what is on disk, and needs no ppd
         return int(arguments.run(settings_of(arguments), arguments))
     from ..control import ControlClient
 
-    with ControlClient(sockets_of(arguments), arguments.timeout) as client:
+    with ControlClient(target_of(arguments), arguments.timeout) as client:
         return int(arguments.run(client, arguments))
 
 
@@ -112,6 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_metrics_command(commands, common)
     add_reload_command(commands, common)
     _add_endings(commands, common)
+    add_key_commands(commands, common)
     add_completion_command(commands, common)
     return parser
 

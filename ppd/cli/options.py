@@ -19,6 +19,7 @@ __all__ = [
     "print_detectors",
     "settings_of",
     "sockets_of",
+    "target_of",
     "tell",
 ]
 
@@ -36,6 +37,7 @@ from .._limits import MAX_DETECTORS
 if TYPE_CHECKING:
     from .._control_messages import ControlReply
     from ..config import Settings
+    from ..control import Remote
 
 EXIT_CODES = {
     0: "done",
@@ -60,6 +62,13 @@ def common_options() -> argparse.ArgumentParser:
     socket_dir = common.add_argument(
         "--socket-dir", type=Path, metavar="FOLDER", help="ppd's folder of sockets, instead of --config"
     )
+    common.add_argument(
+        "--connect", metavar="ENDPOINT", help="a ppd on another machine, tcp://HOST:PORT; with --key"
+    )
+    key = common.add_argument(
+        "--key", type=Path, metavar="FILE", help="the key to connect with, NAME.key_secret beside server.key"
+    )
+    completed_by(key, FILES)
     completed_by(config, FILES)
     completed_by(socket_dir, {"bash": "_shtab_compgen_dirs", "zsh": "_files -/"})
     common.add_argument(
@@ -152,6 +161,31 @@ def sockets_of(arguments: argparse.Namespace) -> Path:
     path = find_config(arguments.config, os.environ)
     found = given or (find_sockets(path) if path is not None else None)
     return found or settings_of(arguments).socket_dir
+
+
+def target_of(arguments: argparse.Namespace) -> Path | Remote:
+    """Find where ppd is asked: its folder of sockets, or another machine.
+
+    Parameters
+    ----------
+    arguments : `argparse.Namespace`
+        From `common_options`.
+
+    Raises
+    ------
+    ppd.errors.ConfigurationError
+        Raised if that is not said, or not said well.
+    """
+    from ..control import Remote
+    from ..errors import ConfigurationError
+
+    if arguments.connect is None and arguments.key is None:
+        return sockets_of(arguments)
+    if arguments.connect is None or arguments.key is None:
+        raise ConfigurationError("--connect and --key are given together.")
+    if not arguments.connect.startswith("tcp://"):
+        raise ConfigurationError("--connect is tcp://HOST:PORT.")
+    return Remote(arguments.connect, arguments.key)
 
 
 def parse_count(text: str) -> int:

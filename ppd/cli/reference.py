@@ -28,7 +28,7 @@ destroys something asks once; `--yes` is for programs.
 | exit code | |
 |---|---|
 """
-_COMMON = ("config", "socket_dir", "timeout", "json")
+_COMMON = ("connect", "key", "config", "socket_dir", "timeout", "json")
 
 
 def write_reference() -> str:

@@ -31,6 +31,7 @@ from ..instruments.description import find_description
 from ..logs import setup_logging
 from ..messages import ControlReply, NurseryReady
 from .admission import admit
+from .callers import Caller, find_groups
 from .central import CentralReader
 from .child_logs import prune_logs
 from .containment import Containment
@@ -105,7 +106,7 @@ class Supervisor:
         self.fatal: ConfigurationError | None = None
         self.signals = Signals()
         self._at_once = False
-        self.answers: list[tuple[list[bytes], ControlReply]] = []
+        self.answers: list[tuple[Caller, ControlReply]] = []
         self.questions = Questions()
         self._logs_checked = -math.inf
         self._undo = contextlib.ExitStack()
@@ -118,6 +119,7 @@ class Supervisor:
 
     def _set_up(self) -> None:
         settings = self.settings
+        self.groups = find_groups(settings)
         lock = StateLock(settings.state_dir)
         self._undo.callback(lock.close)
         self.deployment = Deployment(deployment_id(settings), self._in_force.now)
@@ -148,7 +150,7 @@ class Supervisor:
         self.spool_watch = SpoolWatch(settings, self.counters, self.exporter)
         self.rollover = Rollover(settings, self.central.request)
         self._undo.callback(self.rollover.stop)
-        self.sockets = Sockets(settings.socket_dir)
+        self.sockets = Sockets(settings.socket_dir, self.groups)
         self._undo.callback(self.sockets.close)
         self.web = WebKeeper(settings, self.focal_plane)
         self._undo.callback(lambda: self.web.stop(self.patience(2.0)))
@@ -176,6 +178,11 @@ class Supervisor:
         """All that we have started in sessions of their own."""
         ours = (getattr(self, name, None) for name in ("nursery", "web"))
         return {pid for keeper in ours if keeper is not None for pid in keeper.pids}
+
+    def task_pids(self) -> set[int]:
+        """Process IDs of all that runs tasks, or will."""
+        children = {d.pid for d in self.lifecycle.table.live() if d.pid is not None}
+        return children | set(self.nursery.pids)
 
     def _check_initialized(self, day: int) -> None:
         """See that init-outputs are there, or make them where that is configured."""
@@ -235,7 +242,7 @@ class Supervisor:
             poller = zmq.Poller()
             own = (self.exporter, self.web, self.inbox)
             pipes = (*self.nursery.filenos(), *(one.fileno() for one in own), wake)
-            for source in (self.sockets.children, self.sockets.control, *pipes):
+            for source in (*self.sockets.all(), *pipes):
                 if source != -1:  # there is none now
                     poller.register(source, zmq.POLLIN)
             ready = dict(poller.poll(_TICK_MS))
@@ -368,8 +375,8 @@ class Supervisor:
     def _send_answers(self) -> None:
         """Send the answers: after the journal's commit, not before."""
         answers, self.answers = self.answers, []
-        for envelope, reply in answers:
-            self.guarded(functools.partial(self.sockets.answer, envelope, reply))
+        for caller, reply in answers:
+            self.guarded(functools.partial(self.sockets.answer, caller, reply))
 
     def _check_logs(self) -> None:
         now = time.monotonic()

@@ -12,8 +12,10 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
+from .._sockets import LOOKING
 from ..crash_points import here
 from ..errors import ConfigurationError
+from ..logs import bound
 from ..messages import (
     ControlReply,
     ControlRequest,
@@ -24,6 +26,7 @@ from ..messages import (
     decode,
 )
 from ..sources.raws import Candidate
+from .callers import Caller, refusal, who
 from .commands import answer
 from .requests import AskCache, CacheSaid, DayKnown, Learned, Released, Resolved
 
@@ -96,15 +99,15 @@ def _take(supervisor: Supervisor, item: Any) -> None:
 def hear_requests(supervisor: Supervisor) -> None:
     """Take what was asked; the answers are sent when the journal has what they promise."""
     counters = supervisor.counters
-    for envelope, body in supervisor.sockets.requests():
+    for caller, body in supervisor.sockets.requests():
         try:
             request = decode(body)
             if not isinstance(request, ControlRequest):
                 raise MessageError(f"{type(request).__name__} is no request")
-            reply = answer(supervisor, request)
+            reply = _answer(supervisor, caller, request)
             if reply is None:
                 # The thread that owns the cache answers.
-                number = supervisor.questions.ask(envelope)
+                number = supervisor.questions.ask(caller)
                 supervisor.central.request(AskCache(number, request))
                 continue
         except MessageError as e:
@@ -114,5 +117,20 @@ def hear_requests(supervisor: Supervisor) -> None:
             counters.add("internal_errors")
             _LOG.exception("A command failed.")
             reply = ControlReply(ok=False, code="unavailable", error=f"{type(e).__name__}: {e}")
-        supervisor.answers.append((envelope, reply))
+        supervisor.answers.append((caller, reply))
     supervisor.answers += supervisor.questions.overdue()
+
+
+def _answer(supervisor: Supervisor, caller: Caller, request: ControlRequest) -> ControlReply | None:
+    """Answer a request, if it is of one who may ask for that; who changes something is in the log."""
+    with bound(**who(caller)):
+        why = refusal(caller, request.command, supervisor.groups, supervisor.task_pids())
+        if why is not None:
+            supervisor.counters.error("requests_forbidden", request.command, why)
+            _LOG.warning("A request to %s is refused: %s", request.command, why)
+            return ControlReply(ok=False, code="forbidden", error=why)
+        # A player submits and a command waits for the end of draining: each once is enough.
+        silent = request.command == "submit" or (request.command == "drain" and supervisor.draining)
+        if request.command not in LOOKING and not silent:
+            _LOG.info("Asked to %s.", request.command)
+        return answer(supervisor, request)

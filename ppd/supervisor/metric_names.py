@@ -66,7 +66,7 @@ COUNTS = (
         "kind",
         _of(
             "strays_killed nursery_restarts loop_stalls internal_errors child_messages_refused "
-            "requests_refused reloads_refused dead_letters spool_filling"
+            "requests_refused requests_forbidden reloads_refused dead_letters spool_filling"
         ),
     ),
     CountFamily("ppd_datasets_exported", "Datasets in the central repo.", "", {"datasets_exported": ""}),

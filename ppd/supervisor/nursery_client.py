@@ -9,7 +9,9 @@ import sys
 from collections.abc import Mapping
 
 from ..config import Settings
+from ..credentials import SECRET_FILES
 from ..messages import CHILD_VARIABLE, MARK_BYTES, NurserySetup
+from .hidden import hidden_from_tasks
 from .line_process import LineProcess
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -27,7 +29,12 @@ _CENTRAL_VARIABLES = (
     "PPD_CONFIG",
 )
 # Systemd's credentials are for the supervisor and what it starts beside the nursery.
-_HIDDEN = {*_CENTRAL_VARIABLES, *(f"{name}_FILE" for name in _CENTRAL_VARIABLES), "CREDENTIALS_DIRECTORY"}
+_HIDDEN = {
+    *_CENTRAL_VARIABLES,
+    *(f"{name}_FILE" for name in _CENTRAL_VARIABLES),
+    "CREDENTIALS_DIRECTORY",
+    SECRET_FILES,
+}
 _FOR_TASKS = "PPD_TASKS_"
 
 
@@ -74,5 +81,7 @@ class NurseryClient(LineProcess):
         data["config_path"] = None
         # The state directory tells people whose nursery this is.
         command = [sys.executable, "-m", "ppd.workers.nursery", str(settings.state_dir)]
+        hidden = hidden_from_tasks(settings, os.environ)
+        setup = NurserySetup(settings=data, hidden=None if hidden is None else tuple(map(str, hidden)))
         # Ctrl-C on a terminal is the supervisor's to handle.
-        super().__init__("nursery", command, environment, NurserySetup(settings=data), own_session=True)
+        super().__init__("nursery", command, environment, setup, own_session=True)

@@ -8,8 +8,7 @@ import itertools
 import time
 
 from ..messages import ControlReply
-
-Envelope = list[bytes]
+from .callers import Caller
 
 # Less than ppdctl waits by default.
 _SECONDS = 4.0
@@ -27,20 +26,20 @@ class Questions:
     def __init__(self, seconds: float = _SECONDS):
         self._seconds = seconds
         self._numbers = itertools.count()
-        self._open: dict[int, tuple[Envelope, float]] = {}
+        self._open: dict[int, tuple[Caller, float]] = {}
 
-    def ask(self, envelope: Envelope) -> int:
+    def ask(self, caller: Caller) -> int:
         """Note who has asked; return the number of the question."""
         number = next(self._numbers)
-        self._open[number] = (envelope, time.monotonic() + self._seconds)
+        self._open[number] = (caller, time.monotonic() + self._seconds)
         return number
 
-    def answered(self, number: int, reply: ControlReply) -> list[tuple[Envelope, ControlReply]]:
+    def answered(self, number: int, reply: ControlReply) -> list[tuple[Caller, ControlReply]]:
         """Return whom to send an answer to: nobody, if he was told already that it takes long."""
         found = self._open.pop(number, None)
         return [] if found is None else [(found[0], reply)]
 
-    def overdue(self) -> list[tuple[Envelope, ControlReply]]:
+    def overdue(self) -> list[tuple[Caller, ControlReply]]:
         """Give up those that were asked too long ago; they are done all the same, when their turn comes."""
         now = time.monotonic()
         late = [number for number, (_, until) in self._open.items() if now > until]

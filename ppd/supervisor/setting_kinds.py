@@ -26,22 +26,22 @@ class Kind(enum.StrEnum):
 
 
 _AT_ONCE = (
-    "alert_deadline child_log_days drain_grace export_age export_batch image_timeout"
-    " export_bytes export_timeout history_nights http_listen http_token_file"
-    " initialize_automatically inputs_timeout kill_grace main_timeout message_expiration nursery_max_age"
-    " preprocess_timeout raw_keep_count raw_keep_seconds repo_retry_delay retries rollover_lead running slots"
-    " spool_max_bytes spool_min_free stop_grace warm_ahead"
+    "alert_deadline child_log_days control_keys control_listen drain_grace export_age export_batch"
+    " export_bytes export_timeout history_nights http_listen http_token_file image_timeout"
+    " initialize_automatically inputs_timeout kill_grace main_timeout message_expiration"
+    " nursery_max_age preprocess_timeout raw_keep_count raw_keep_seconds repo_retry_delay retries"
+    " rollover_lead running slots spool_max_bytes spool_min_free stop_grace warm_ahead"
 )
 _NURSERY = (
-    "apdb_config apdb_patience child_memory export_types ingest inherit_bytes log_burst log_format log_level"
-    " log_levels main_pipelines pipeline_parameters preload_padding preprocessing_pipelines"
-    " rotation_tolerance spool_wait worker_timeout"
+    "apdb_config apdb_patience child_memory export_types hidden_from_tasks ingest inherit_bytes"
+    " landlock log_burst log_format log_level log_levels main_pipelines pipeline_parameters"
+    " preload_padding preprocessing_pipelines rotation_tolerance spool_wait worker_timeout"
 )
 _RESTART = (
-    "cache_bytes central_repo config_path heartbeat_interval heartbeat_timeout instrument"
-    " instrument_description local_repos raw_bucket raw_dirs raw_microservice raw_observer raw_poll_max"
-    " raw_poll_min raw_prefix raw_settle read_central_repo s3_endpoint shm_dir shm_fallback shm_min_free"
-    " skymap socket_dir spool_dir state_dir trace_endpoint transfer_workers"
+    "cache_bytes central_repo config_path control_group heartbeat_interval heartbeat_timeout"
+    " instrument instrument_description local_repos raw_bucket raw_dirs raw_microservice raw_observer"
+    " raw_poll_max raw_poll_min raw_prefix raw_settle read_central_repo read_group s3_endpoint shm_dir"
+    " shm_fallback shm_min_free skymap socket_dir spool_dir state_dir trace_endpoint transfer_workers"
 )
 
 KINDS: dict[str, Kind] = {

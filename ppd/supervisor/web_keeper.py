@@ -18,6 +18,7 @@ from .._setting_types import split_listen
 from ..config import Settings
 from ..focalplane import FocalPlane
 from ..messages import WebSetup, WebState
+from .hidden import hidden_from_page
 from .line_process import GIVING_WAY, LineProcess, dying_with_us
 
 _LOG = logging.getLogger(__name__)
@@ -88,8 +89,12 @@ class WebKeeper:
         return f"web: {trouble}" if trouble and self._setup is not None else None
 
     def describe(self) -> dict[str, Any]:
-        """Describe it as a JSON object: ``address``, where it is served, and ``trouble``."""
-        return {"address": self.state.address, "trouble": self._fault or self.state.trouble}
+        """Describe it as a JSON object: ``address``, where it is served, ``gate`` and ``trouble``."""
+        return {
+            "address": self.state.address,
+            "gate": self.state.gate,
+            "trouble": self._fault or self.state.trouble,
+        }
 
     def turn(self) -> None:
         """Hear what it says, and look after it."""
@@ -99,8 +104,10 @@ class WebKeeper:
                 if isinstance(message, WebState):
                     if message.address and message.address != self.state.address:
                         _LOG.info("The status page is at %s", message.address)
+                    if message.gate and message.gate != self.state.gate:
+                        _LOG.info("Other machines may ask at %s", message.gate)
                     if message.trouble and message.trouble != self.state.trouble:
-                        _LOG.error("The status page is not served: %s", message.trouble)
+                        _LOG.error("Status page or gate are not served: %s", message.trouble)
                     self.state, self._fault = message, None
             self._process.flush()
         self._look_after()
@@ -124,19 +131,26 @@ class WebKeeper:
             self._process = None
 
     def _make_setup(self, settings: Settings) -> WebSetup | None:
-        if settings.http_listen is None:
+        page, other = settings.http_listen, settings.control_listen
+        if page is None and other is None:
             return None
-        host, port = split_listen(settings.http_listen)
+        host, port = (None, 0) if page is None else split_listen(page)
+        gate_host, gate_port = (None, 0) if other is None else split_listen(other)
         data = settings.to_dict()
+        hidden = hidden_from_page(settings, os.environ)
         return WebSetup.model_validate(
             {
                 "instrument": settings.instrument,
                 "detectors": self._shapes,
                 "host": host,
                 "port": port,
+                "gate_host": gate_host,
+                "gate_port": gate_port,
+                "keys": data["control_keys"],
                 "token_file": data["http_token_file"],
                 "socket_dir": data["socket_dir"],
                 "state_dir": data["state_dir"],
+                "hidden": None if hidden is None else tuple(map(str, hidden)),
                 "log": {name: value for name, value in data.items() if name.startswith("log_")},
             }
         )

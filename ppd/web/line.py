@@ -10,6 +10,7 @@ from pathlib import Path
 import zmq
 import zmq.asyncio
 
+from .._sockets import CONTROL
 from ..control import NoSupervisorError
 from ..messages import ControlReply, ControlRequest, MessageError, decode, encode
 
@@ -26,7 +27,7 @@ class ControlLine:
     """
 
     def __init__(self, socket_dir: Path, timeout: float = 2.5):
-        self._endpoint = f"ipc://{socket_dir / 'control.ipc'}"
+        self._endpoint = f"ipc://{socket_dir / CONTROL}"
         self._timeout = timeout
         self._context = zmq.asyncio.Context()
 

@@ -20,12 +20,14 @@ import signal
 import sys
 import time
 import types
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pydantic
 from aiohttp import web
 
+from .. import landlock
+from ..errors import PpdError
 from ..logs import setup_logging
 from ..messages import MessageError, WebSetup, WebState, decode, encode
 from .app import make_app
@@ -43,6 +45,7 @@ _SERVER_LOG.setLevel(logging.CRITICAL)
 
 _SETUP_SECONDS = 30.0
 _STATE_SECONDS = 5.0
+_SOON_SECONDS = 0.1
 _AGAIN_SECONDS = 3.0
 _CHUNK_BYTES = 1 << 16
 _MAX_SETUP_BYTES = 4 << 20
@@ -68,6 +71,12 @@ def main() -> int:
     if setup is None:
         return 1
     setup_logging(types.SimpleNamespace(**setup.log))
+    if setup.hidden is not None:
+        try:
+            # What strangers may talk to needs nothing of it. There is no thread yet.
+            landlock.hide(tuple(map(Path, setup.hidden)))
+        except OSError as e:
+            _LOG.warning("The status page can read configuration and credentials: %s.", e)
     asyncio.run(_serve(setup, said))
     return 0
 
@@ -107,16 +116,63 @@ async def _serve(setup: WebSetup, said: int) -> None:
 
 
 async def _tell_and_serve(setup: WebSetup, said: int) -> None:
-    """Serve as soon as the address is to be had, and say how it is."""
-    while True:
-        try:
-            async with serving(setup) as address:
-                while True:
-                    _say(said, WebState(address=address))
-                    await asyncio.sleep(_STATE_SECONDS)
-        except OSError as e:
-            _say(said, WebState(trouble=_explain(e, setup)))
-        await asyncio.sleep(_AGAIN_SECONDS)
+    """Serve page and gate, each as soon as its address is to be had, and say how they are."""
+    parts = {}
+    if setup.host is not None:
+        parts["http_listen"] = _Part("http_listen", f"{setup.host}:{setup.port}", lambda: serving(setup))
+    if setup.gate_host is not None:
+        parts["control_listen"] = _Part(
+            "control_listen", f"{setup.gate_host}:{setup.gate_port}", lambda: _gate(setup)
+        )
+    async with asyncio.TaskGroup() as group:
+        for part in parts.values():
+            group.create_task(part.keep())
+        while True:
+            troubles = [part.trouble for part in parts.values() if part.trouble]
+            page, other = (
+                parts[n].address if n in parts else None for n in ("http_listen", "control_listen")
+            )
+            _say(said, WebState(address=page, gate=other, trouble="; ".join(troubles) or None))
+            # Until there is something to say of each it is asked for more often.
+            settled = all(part.address or part.trouble for part in parts.values())
+            await asyncio.sleep(_STATE_SECONDS if settled else _SOON_SECONDS)
+
+
+class _Part:
+    """One of the things that are served here; the other is not touched by its troubles."""
+
+    def __init__(
+        self, setting: str, where: str, serve: Callable[[], contextlib.AbstractAsyncContextManager[str]]
+    ):
+        self._setting = setting
+        self._where = where
+        self._serve = serve
+        self.address: str | None = None
+        self.trouble: str | None = None
+
+    async def keep(self) -> None:
+        """Serve it, again and again if need be, until cancelled."""
+        while True:
+            try:
+                async with self._serve() as address:
+                    self.address, self.trouble = address, None
+                    while True:
+                        await asyncio.sleep(_STATE_SECONDS)
+            except OSError as e:
+                self.trouble = _explain(e, self._where, self._setting)
+            except PpdError as e:
+                self.trouble = f"{self._setting}: {e}"
+            self.address = None
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+
+def _gate(setup: WebSetup) -> contextlib.AbstractAsyncContextManager[str]:
+    from .gate import gate
+
+    assert setup.gate_host is not None
+    if setup.keys is None:
+        raise PpdError("control_keys is not set: who may come is told by its keys.")
+    return gate(setup.gate_host, setup.gate_port, Path(setup.keys), Path(setup.socket_dir))
 
 
 @contextlib.asynccontextmanager
@@ -141,6 +197,7 @@ async def serving(setup: WebSetup, limits: Limits | None = None) -> AsyncIterato
         Raised if the address can't be had.
     """
     limits = limits or Limits()
+    assert setup.host is not None
     line = ControlLine(Path(setup.socket_dir))
 
     async def read_past() -> Past:
@@ -182,12 +239,11 @@ async def serving(setup: WebSetup, limits: Limits | None = None) -> AsyncIterato
         line.close()
 
 
-def _explain(error: OSError, setup: WebSetup) -> str:
-    where = f"{setup.host}:{setup.port}"
+def _explain(error: OSError, where: str, setting: str) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"{where} is used by another program; set http_listen to another port, or end that one"
+        return f"{where} is used by another program; set {setting} to another port, or end that one"
     if error.errno == errno.EACCES:
-        return f"ppd may not listen on {where}; set http_listen to a port above 1023"
+        return f"ppd may not listen on {where}; set {setting} to a port above 1023"
     return f"it can't listen on {where}: {error.strerror or error}"
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import astropy.time
 from lsst.pipe.base import Pipeline
 
+from .. import landlock
 from ..config import Settings
 from ..crash_points import here
 from ..errors import ConfigurationError
@@ -141,6 +142,7 @@ def main() -> int:
     setup_logging(settings)
     begin = time.monotonic()
     try:
+        _hide(setup, settings)
         pipelines, summaries = _build(settings)
         description = find_description(settings.instrument, settings.instrument_description)
         _import_early(_PRELOAD if settings.apdb_config is None else (*_PRELOAD, *_PRELOAD_APDB))
@@ -173,6 +175,22 @@ def main() -> int:
         return _serve(pipe, settings, pipelines, description, inherited)
     finally:
         inherited.close()
+
+
+def _hide(setup: NurserySetup, settings: Settings) -> None:
+    """Keep this process, and so all children, from what is not theirs."""
+    if setup.hidden is None:
+        return
+    try:
+        landlock.hide(tuple(map(Path, setup.hidden)))
+    except OSError as e:
+        if settings.landlock == "require":
+            raise ConfigurationError(
+                f"landlock is 'require', and files can't be hidden from tasks: {e}."
+            ) from e
+        _LOG.warning(
+            "Tasks can read configuration and credentials of ppd's user: %s. See docs/security.md.", e
+        )
 
 
 def _import_early(modules: Iterable[str]) -> None:
