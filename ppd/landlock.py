@@ -3,7 +3,8 @@
 Landlock is the kernel's way for a process without rights to give some up for
 good. It knows only what is allowed, so all is allowed that is not hidden and not
 on the way there: a new file beside something hidden can't be opened either. A
-process in it can't read memory or environment of one that is outside.
+process in it can't read memory or environment of one that is outside (root can
+read the environment all the same).
 
 Source: Linux, Documentation/userspace-api/landlock.rst. The three system calls
 have the same numbers on every architecture.
@@ -62,21 +63,13 @@ def hide(hidden: Collection[Path]) -> None:
     if not version:
         raise OSError(errno.EOPNOTSUPP, "this kernel has no Landlock, or it is switched off")
     of_file = _READ_FILE | _WRITE_FILE | (_TRUNCATE if version >= _TRUNCATE_SINCE else 0)
-    handled = of_file | _REFER
-    attributes = struct.pack("=Q", handled)
+    attributes = struct.pack("=Q", of_file | _REFER)
     ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
     try:
-        for path, is_folder in not_hidden(hidden):
-            try:
-                place = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except OSError:
-                # It is gone, or nothing that we could open anyway.
-                continue
-            try:
-                rule = struct.pack("=Qi", handled if is_folder else of_file, place)
-                _call(_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint32(0))
-            finally:
-                os.close(place)
+        # The kernel itself allows no link or new name by which more could be opened than before.
+        _allow(ruleset, "/", _REFER)
+        for path in not_hidden(hidden):
+            _allow(ruleset, path, of_file)
         if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
             _raise()
         _call(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0))
@@ -84,7 +77,20 @@ def hide(hidden: Collection[Path]) -> None:
         os.close(ruleset)
 
 
-def not_hidden(hidden: Collection[Path]) -> Iterator[tuple[str, bool]]:
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    try:
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        # It is gone, or nothing that we could open anyway.
+        return
+    try:
+        rule = struct.pack("=Qi", rights, place)
+        _call(_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint32(0))
+    finally:
+        os.close(place)
+
+
+def not_hidden(hidden: Collection[Path]) -> Iterator[str]:
     """List what is to be allowed so that all is allowed but what is hidden.
 
     Parameters
@@ -96,8 +102,6 @@ def not_hidden(hidden: Collection[Path]) -> Iterator[tuple[str, bool]]:
     ------
     path : `str`
         A file or folder that is neither hidden nor on the way to something hidden.
-    is_folder : `bool`
-        Whether it is a folder.
 
     Raises
     ------
@@ -107,7 +111,7 @@ def not_hidden(hidden: Collection[Path]) -> Iterator[tuple[str, bool]]:
     names = {str(path) for path in hidden}
     on_the_way = {str(above) for path in hidden for above in path.parents}
     if "/" not in on_the_way:
-        yield "/", True
+        yield "/"
         return
     folders, count = ["/"], 0
     while folders:
@@ -125,7 +129,7 @@ def not_hidden(hidden: Collection[Path]) -> Iterator[tuple[str, bool]]:
                         raise OSError(
                             errno.E2BIG, f"more than {_MAX_RULES} files beside what is hidden", folder
                         )
-                    yield entry.path, entry.is_dir(follow_symlinks=False)
+                    yield entry.path
         except PermissionError:
             # Nothing in it can be opened by name that could be listed.
             continue

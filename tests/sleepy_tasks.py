@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 import lsst.pipe.base.connectionTypes as cT
 from lsst.pex.config import Field
 from lsst.pipe.base import PipelineTask, PipelineTaskConfig, PipelineTaskConnections, Struct
+
+from ppd.control import ControlClient, NoSupervisorError
+from ppd.messages import ControlRequest
 
 _DIMENSIONS = ("instrument", "exposure", "detector")
 
@@ -35,7 +39,8 @@ class SleepConfig(PipelineTaskConfig, pipelineConnections=SleepConnections):
 class SleepTask(PipelineTask):
     """Says that it has begun, and sleeps; a second one in the same folder does not.
 
-    A file ``wake`` beside the folder ends the sleep.
+    A file ``wake`` beside the folder ends the sleep. One called ``try`` has paths, and
+    a folder of sockets in its last line: what became of the trial is in ``tried``.
     """
 
     ConfigClass = SleepConfig
@@ -45,8 +50,29 @@ class SleepTask(PipelineTask):
         flags = Path(self.config.flags)
         first = not any(flags.iterdir())
         (flags / str(os.getpid())).touch()
+        if first and (flags.parent / "try").exists():
+            *paths, sockets = (flags.parent / "try").read_text().splitlines()
+            found = {path: _try_to_read(path) for path in paths} | {"steer": _try_to_steer(Path(sockets))}
+            (flags.parent / "tried").write_text(json.dumps(found))
         if first:
             end = time.monotonic() + self.config.seconds
             while time.monotonic() < end and not (flags.parent / "wake").exists():
                 time.sleep(0.05)
         return Struct(slept={"pid": os.getpid(), "first": first})
+
+
+def _try_to_read(path: str) -> str:
+    try:
+        with Path(path).open("rb") as stream:
+            stream.read(16)
+        return "read"
+    except OSError as e:
+        return type(e).__name__
+
+
+def _try_to_steer(sockets: Path) -> str:
+    try:
+        with ControlClient(sockets, 10.0) as client:
+            return client.request(ControlRequest(command="pause", reason="a task")).code
+    except NoSupervisorError:
+        return "silence"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -10,6 +11,7 @@ import psutil
 import pytest
 from observatory import Observatory, identity, running, sleepers, wait_for, write_sleepy
 
+from ppd import landlock
 from ppd.cache.place import place_name
 
 pytestmark = pytest.mark.night
@@ -28,13 +30,37 @@ def test_no_child_reaches_central_and_nobody_else_us(
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
     main = write_sleepy(tmp_path / "sleepy", 60.0)
+    (tmp_path / "pgpass").write_text("*:*:*:*:central-password")
+    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "pgpass"))
     with running(observatory, tmp_path, main=(main,), image_timeout=200.0) as ppd:
+        assert ppd.process is not None
+        outside = f"/proc/{ppd.process.pid}"
+        not_theirs = [
+            tmp_path / "central" / "gen3.sqlite3",
+            tmp_path / "central" / "butler.yaml",
+            tmp_path / "pgpass",
+            ppd.config,
+            ppd.settings.state_dir / "journal.sqlite3",
+            f"{outside}/mem",
+        ]
+        trial = [*not_theirs, main, ppd.settings.socket_dir]
+        (tmp_path / "sleepy" / "try").write_text("\n".join(map(str, trial)))
         assert stat.S_IMODE(ppd.settings.socket_dir.stat().st_mode) == 0o700
         cache = ppd.settings.shm_dir / place_name("DemoCam", ppd.settings.state_dir)
         assert stat.S_IMODE(cache.stat().st_mode) == 0o700
         ppd.good_visit("watched", 2)
         assert ppd.submit(groupId="waiting", detector=3).ok
         (busy,) = wait_for(lambda: sleepers(tmp_path / "sleepy"), 30.0, "a child to sleep")
+        wait_for((tmp_path / "sleepy" / "tried").exists, 30.0, "its trial")
+        # A task can't open what is not for it, though it is the same user's, nor steer its ppd.
+        if landlock.abi():
+            tried = json.loads((tmp_path / "sleepy" / "tried").read_text())
+            assert tried == {
+                **dict.fromkeys(map(str, not_theirs), "PermissionError"),
+                main: "read",
+                "steer": "forbidden",
+            }
+        assert ppd.status()["paused"]["all"] is None
         wait_for(lambda: ppd.states("waiting") == {"ready": 1}, 30.0, "a child to wait for its raw")
         pids = {c["pid"] for c in ppd.status()["children"]}
         assert len(pids) == 2

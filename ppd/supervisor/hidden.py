@@ -13,6 +13,7 @@ from ..config import Settings
 from ..credentials import SECRET_FILES
 
 _TASKS_OWN = "PPD_TASKS_"
+_JOURNAL, _WAL = "journal.sqlite3", ("", "-shm", "-wal")
 # What libpq and the middleware look for when nothing is said.
 _AT_HOME = (".pgpass", ".pg_service.conf", ".lsst/db-auth.yaml")
 _IN_ENVIRONMENT = ("PGPASSFILE", "PGSERVICEFILE", "LSST_DB_AUTH", "DAF_BUTLER_REPOSITORY_INDEX")
@@ -37,15 +38,12 @@ def hidden_from_tasks(settings: Settings, environ: Mapping[str, str]) -> tuple[P
     """
     if settings.landlock == "off":
         return None
-    hidden = [
-        *_of_central(settings, environ),
-        *_keys(settings),
-        settings.state_dir / "journal.sqlite3",
-        *settings.hidden_from_tasks,
-    ]
+    hidden = [*_of_central(settings, environ), *_keys(settings), *settings.hidden_from_tasks]
     # What a site has for its tasks is not hidden, even if the supervisor uses it too.
     theirs = {_real(Path(value)) for name, value in environ.items() if name.startswith(_TASKS_OWN)}
-    return tuple(sorted({path for path in map(_real, hidden) if path.exists() and path not in theirs}))
+    found = {path for path in map(_real, hidden) if path.exists() and path not in theirs}
+    # The journal may be made while the nursery begins.
+    return tuple(sorted(found | {_real(settings.state_dir / f"{_JOURNAL}{end}") for end in _WAL}))
 
 
 def hidden_from_page(settings: Settings, environ: Mapping[str, str]) -> tuple[Path, ...] | None:

@@ -37,6 +37,7 @@ _HANDSHAKE_MS = 5000
 _HEARTBEAT_MS = 10_000
 _QUEUE = 100
 _AT_ONCE = 16
+_LINE_SECONDS = 6.0
 _RATE, _BURST = 20.0, 100.0
 
 
@@ -71,7 +72,7 @@ async def gate(host: str, port: int, folder: Path, socket_dir: Path) -> AsyncIte
     public, secret = keys.own()
     context = zmq.asyncio.Context()
     authenticator = zmq.auth.asyncio.AsyncioAuthenticator(context)
-    line = ControlLine(socket_dir, timeout=6.0)
+    line = ControlLine(socket_dir, timeout=_LINE_SECONDS)
     try:
         authenticator.start()
         authenticator.configure_curve_callback(_DOMAIN, _Known(keys))
