@@ -9,7 +9,7 @@ export OPENBLAS_NUM_THREADS := 1
 # Compiled once, not by each of the many processes that tests start.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: docs demo reference test test-slow crash-points fuzz bench soak soak-night lint clean venv
+.PHONY: audit docs demo reference test test-slow crash-points fuzz bench soak soak-night lint clean venv
 
 demo: venv
 	$(BIN)/python -m ppd.demo $(ARGS)
@@ -45,13 +45,17 @@ docs: venv
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: venv
-	$(BIN)/ruff check ppd tests bench tools/report-picture tools/page-picture tools/run-dockerfile tools/runtime-requirements tools/metrics-reference
+	$(BIN)/ruff check ppd tests bench tools/report-picture tools/page-picture tools/run-dockerfile tools/runtime-requirements tools/metrics-reference tools/audit
 	$(BIN)/ruff format --check --quiet ppd tests bench
 	$(BIN)/mypy
 
 # docs/configuration.md, from the settings themselves.
 reference: venv
 	$(BIN)/python -m ppd.cli.ctl config reference > docs/configuration.md
+
+# Is installed what is locked, and does anybody know of a hole in it?
+audit: venv
+	$(BIN)/python tools/audit $(ARGS)
 
 venv: $(STAMP)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["JsonFormatter", "TextFormatter", "bind", "bound", "mask_secrets", "setup_logging"]
+__all__ = ["JsonFormatter", "TextFormatter", "bind", "bound", "know_secrets", "mask_secrets", "setup_logging"]
 
 import contextlib
 import contextvars
@@ -27,6 +27,13 @@ _QUERY = re.compile(
     r"(?P<head>[?&;\s](?:[\w-]*(?:password|passwd|token|secret|signature|credential|api[-_]?key))=)[^\s&;'\"]+",
     re.IGNORECASE,
 )
+
+
+_SECRET_NAME = re.compile(r"(PASSWORD|PASSWD|TOKEN|SECRET|ACCESS_KEY|CREDENTIALS)$", re.IGNORECASE)
+# Of LSST_DB_AUTH_CREDENTIALS.
+_PASSWORD_IN_JSON = re.compile(r'"password"\s*:\s*"([^"]+)"')
+_SHORTEST = 8
+_KNOWN: list[str] = []
 
 
 class _LogSettings(Protocol):
@@ -65,8 +72,19 @@ def bound(**fields: Any) -> Iterator[None]:
 
 
 def mask_secrets(text: str) -> str:
-    """Hide passwords in URLs and the values of secret query parameters."""
+    """Hide passwords in URLs, the values of secret query parameters, and secrets that we know."""
+    for secret in _KNOWN:
+        text = text.replace(secret, "***")
     return _QUERY.sub(r"\g<head>***", _USERINFO.sub(r"\g<head>:***@", text))
+
+
+def know_secrets(environ: Mapping[str, str]) -> None:
+    """Hide from now on what is secret in an environment, wherever it turns up."""
+    found = {value for name, value in environ.items() if _SECRET_NAME.search(name)}
+    found |= {word for value in found for word in _PASSWORD_IN_JSON.findall(value)}
+    # A short one may be a part of many words; a long one may begin with another.
+    found = {value for value in found if len(value) >= _SHORTEST}
+    _KNOWN[:] = sorted(found.union(_KNOWN), key=len, reverse=True)
 
 
 class TextFormatter(logging.Formatter):
@@ -127,6 +145,7 @@ def setup_logging(settings: _LogSettings, stream: TextIO | None = None) -> None:
     May be called again, after a fork for instance: it replaces its own
     handler.
     """
+    know_secrets(os.environ)
     stream = stream or sys.stderr
     handler = _handler(settings.log_format, stream)
     handler.set_name("ppd")

@@ -96,3 +96,14 @@ def test_the_site(tmp_path: Path) -> None:
         )
         assert fetched
         assert not [a or b for a, b in fetched if "//" in (a or b)], page
+
+
+def test_every_threat_is_met() -> None:
+    """Each row of the threats names its tests, and they are there."""
+    text = (ROOT / "docs" / "security.md").read_text().partition("## Threats")[2]
+    rows = [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("| ")][1:]
+    named = [re.findall(r"`(test_\w+)::(test_\w+)`", row) for row in rows]
+    assert len(rows) > 15
+    assert [row for row, tests in zip(rows, named) if not tests] == []
+    for module, test in {pair for tests in named for pair in tests}:
+        assert f"def {test}(" in (ROOT / "tests" / f"{module}.py").read_text(), f"{module}::{test}"

@@ -22,6 +22,7 @@ from .._pipeline_checks import build_graphs
 from ..cache.place import place_fault
 from ..config import Settings
 from ..errors import ConfigurationError
+from ..landlock import abi
 from ..sources.mounts import is_remote, mounts_around, read_mounts
 from .doctor import Finding
 
@@ -88,6 +89,20 @@ def check_limits() -> Iterator[Finding]:
         yield Finding("fault", f"no more than {hard} open files", "raise LimitNOFILE= or ulimit -Hn to 65536")
     else:
         yield Finding("ok", f"open files: {hard}")
+
+
+def check_landlock(settings: Settings) -> Iterator[Finding]:
+    """Whether tasks can be kept from files that are not theirs."""
+    if settings.landlock == "off":
+        yield Finding("ok", "landlock is off: tasks can open what ppd's user can")
+    elif abi():
+        yield Finding("ok", "tasks can't open configuration, credentials and journal")
+    else:
+        yield Finding(
+            "fault" if settings.landlock == "require" else "warning",
+            "no Landlock in this kernel, or it is off: tasks can open configuration and credentials",
+            "boot Linux 5.19 or newer with lsm=landlock,…, and allow its system calls in a container",
+        )
 
 
 def check_folders(settings: Settings) -> Iterator[Finding]:
@@ -203,6 +218,7 @@ LOCAL_CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
 
 SETTINGS_CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
     "folders": check_folders,
+    "landlock": check_landlock,
     "memory": check_memory,
     "raws": check_raws,
     "pipelines": check_pipelines,

@@ -111,6 +111,7 @@ class Supervisor:
         self._logs_checked = -math.inf
         self._undo = contextlib.ExitStack()
         try:
+            self.groups = find_groups(settings)
             prepare_folders(settings)
             self._set_up()
         except BaseException:
@@ -119,7 +120,6 @@ class Supervisor:
 
     def _set_up(self) -> None:
         settings = self.settings
-        self.groups = find_groups(settings)
         lock = StateLock(settings.state_dir)
         self._undo.callback(lock.close)
         self.deployment = Deployment(deployment_id(settings), self._in_force.now)

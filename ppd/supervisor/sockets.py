@@ -114,7 +114,8 @@ def _give(path: Path, group: int | None) -> None:
     if group is None:
         return
     try:
-        os.chown(path, -1, group)
+        if path.stat().st_gid != group:
+            os.chown(path, -1, group)
         path.chmod(0o660)
     except OSError as e:
         raise ConfigurationError(f"{path} can't be given to group {group}: {e.strerror}.") from e
