@@ -60,12 +60,9 @@ class Ledger:
 
     def recall(self, entry: VisitEntry) -> None:
         """Take what was judged of detector-visits, by whatever supervisor, from the journal."""
-        if not entry.detectors:
-            return
-        instrument = next(iter(entry.detectors.values())).instrument
-        for detector, alerts in self.journal.judged(instrument, entry.visit.groupId).items():
-            if detector in entry.detectors:
-                entry.detectors[detector].alerts = Timeliness(alerts)
+        judged = self.journal.judged(entry.visit.instrument, entry.visit.groupId)
+        for detector in judged.keys() & entry.detectors.keys():
+            entry.detectors[detector].alerts = Timeliness(judged[detector])
 
     def event(self, d: DetectorVisit, name: str, when: float | None = None, /, **detail: Any) -> None:
         """Note that something happened to a detector-visit, by default just now."""
