@@ -160,10 +160,18 @@ class ControlClient:
         -------
         drained : `bool`
             Whether nothing is left.
+
+        Raises
+        ------
+        ppd.errors.PpdError
+            Raised if it is refused.
         """
         deadline = time.monotonic() + timeout
         while True:
-            drained = bool(self.request(_request(command="drain")).result.get("drained"))
+            reply = self.request(_request(command="drain"))
+            if not reply.ok:
+                raise PpdError(reply.error)
+            drained = bool(reply.result.get("drained"))
             if drained or time.monotonic() >= deadline:
                 return drained
             time.sleep(0.2)

@@ -23,7 +23,6 @@ def make_status(**changes: Any) -> dict[str, Any]:
     """Make an answer to ``status``, as far as the page reads it."""
     return {
         "health": "ok",
-        "faults": [],
         "pid": 4711,
         "instrument": "LSSTCam",
         "deployment": "pipelines-0000000-config-0000000",
@@ -51,7 +50,7 @@ def make_visit(group: str, states: dict[str, int], begin: float, **changes: Any)
         "over": begin + 30.0 if over else None,
         "slowest": 20.0 if "exported" in states else None,
         "states": states,
-        "late": 0,
+        "alerts": {"late": 0, "expected_late": 0, **changes.pop("alerts", {})},
         **changes,
     }
 
@@ -61,6 +60,7 @@ def make_overview(detectors: dict[str, Any], visits: list[dict[str, Any]], **cha
     return {
         "detectors": detectors,
         "visits": visits,
+        "faults": [],
         "unready": [],
         "started": 1000.0,
         "alert_deadline": 60.0,

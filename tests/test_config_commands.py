@@ -33,7 +33,7 @@ def config(tmp_path: Path) -> Path:
 def _show(config: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     capsys.readouterr()
     assert ctl.main(["config", "show", "--json", "--config", str(config), *arguments]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)["settings"]
     return found
 
 

@@ -57,7 +57,7 @@ def _course(events: list[tuple[str, float, dict[str, Any]]], accepted: float | N
 
 
 def _over(state: State = State.EXPORTED, *, lost: str = "", raw: bool = True) -> Any:
-    return SimpleNamespace(state=state, lost_cause=lost, closed=1030.5 if raw else None)
+    return SimpleNamespace(state=state, lost_cause=lost, closed=1030.5 if raw else None, alerts=None)
 
 
 def test_every_leg() -> None:
@@ -111,8 +111,11 @@ def test_a_clock_that_was_stepped() -> None:
 def test_judgement(deadline: float, expected: str) -> None:
     course = _course(_GOOD)
     assert course.judge(_over(State.RUNNING), deadline) is None
-    assert course.judge(_over(State.HANDED_OVER), deadline) == expected
-    assert course.judge(_over(), deadline) is None, "it is told once"
+    over = _over(State.HANDED_OVER)
+    over.alerts = course.judge(over, deadline)
+    assert over.alerts == expected
+    over.state = State.EXPORTED
+    assert course.judge(over, deadline) is None, "it is told once"
 
 
 @pytest.mark.parametrize("over", [_over(State.FAILED), _over(State.HANDED_OVER, lost="its APDB")])
@@ -124,7 +127,7 @@ def test_failures_have_no_alerts(over: Any) -> None:
 
 
 def test_without_a_raw_there_is_nothing_to_judge() -> None:
-    assert _course(_GOOD[:6]).judge(_over(State.FAILED, raw=False), 60.0) is None
+    assert _course(_GOOD[:6]).judge(_over(State.FAILED, raw=False), 60.0) == "not_judged"
 
 
 @pytest.mark.parametrize("shutter", [100.0, 939.0, 1039.0, "x", None])
@@ -134,8 +137,8 @@ def test_an_old_visit_sent_again(shutter: Any) -> None:
     course = _course(events)
     assert course.taken(_ALL["shutter_to_alert"]) is None
     assert course.taken(_ALL["raw_to_alert"]) == 15.5
-    assert course.judge(_over(), 60.0) is None
-    assert _course(events[:9]).judge(_over(State.FAILED), 60.0) is None
+    assert course.judge(_over(), 60.0) == "not_judged"
+    assert _course(events[:9]).judge(_over(State.FAILED), 60.0) == "not_judged"
 
 
 def test_an_announcement_that_came_late_is_none_of_these() -> None:
@@ -146,4 +149,4 @@ def test_an_announcement_that_came_late_is_none_of_these() -> None:
 def test_a_pipeline_that_failed_sent_no_alerts() -> None:
     events = [(n, t, {"success": False} if n == "pipeline_end" else d) for n, t, d in _GOOD]
     assert _course(events).taken(_ALL["raw_to_alert"]) is None
-    assert _course(events).judge(_over(), 60.0) is None
+    assert _course(events).judge(_over(), 60.0) == "not_judged"

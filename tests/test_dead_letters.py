@@ -230,9 +230,9 @@ def _names(ppd: Ppd, group: str, detector: int) -> list[str]:
 
 @pytest.mark.night
 def test_mended_and_sent_again(ppd: Ppd) -> None:
-    assert json.loads(_ctl(ppd, "list", "--json")) == []
+    assert json.loads(_ctl(ppd, "list", "--json"))["dead_letters"] == []
     name, whole = _damaged(ppd, "mended", 4)
-    (letter,) = json.loads(_ctl(ppd, "list", "--json"))
+    (letter,) = json.loads(_ctl(ppd, "list", "--json"))["dead_letters"]
     assert (letter["entry"], letter["kind"]) == (name, "corrupt")
     assert name in "".join(_ctl(ppd, "list").split())
     status = wait_for(lambda: _in_trouble(ppd), 5.0, "the status to say so")

@@ -22,7 +22,11 @@ from ppd.demo.matching import match_night
 from ppd.demo.tasks.associate import AssociateApdbTask
 from ppd.demo.tasks.database import open_apdb, retried
 
-SUMMARY = {"begin_tai": "2026-11-24T01:00:00.000", "exposure_time": 30.0}
+SUMMARY = {
+    "begin_tai": "2026-11-24T01:00:00.000",
+    "sky_tai": "2026-11-24T01:00:15.000",
+    "exposure_time": 30.0,
+}
 MIDDLE = Time("2026-11-24T01:00:15", format="isot", scale="tai").mjd
 
 

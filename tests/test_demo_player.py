@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from astropy.time import Time
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
@@ -14,7 +15,16 @@ from ppd.demo.night import NightPlan, PlannedVisit
 from ppd.demo.player import NightPlayer, next_visit
 from ppd.visit import TAI_MINUS_UTC, check_fresh, parse_visit
 
-SIZE = 60_000
+SIZE = 60_480
+
+
+def _raw(detector: int, **times: str) -> bytes:
+    """FITS, with what the player looks for in its header."""
+    begin, end = times.get("begin", "2026-11-24T01:00:00.000"), times.get("end", "2026-11-24T01:00:30.000")
+    cards = [f"{'SIMPLE':<8}= {'T':>20}", f"{'DETNUM':<8}= {detector:>20}"]
+    cards += [f"{'DATE-BEG':<8}= '{begin}'", f"{'DATE-END':<8}= '{end}'", "END"]
+    header = "".join(card.ljust(80) for card in cards).ljust(2880).encode()
+    return header + bytes([detector]) * (SIZE - len(header))
 
 
 def _plan(folder: Path, closes: list[float], announces: list[float], detectors: int = 9) -> NightPlan:
@@ -38,7 +48,7 @@ def _plan(folder: Path, closes: list[float], announces: list[float], detectors: 
         for detector, raw in raws.items():
             path = folder / "staged" / raw
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(bytes([detector]) * SIZE)
+            path.write_bytes(_raw(detector))
     return NightPlan(
         seed=1,
         cadence=5.0,
@@ -75,6 +85,8 @@ def test_some_raws_come_before_their_announcement(night: NightPlan, tmp_path: Pa
     announced = {e[3].group: e[0] for e in events if e[2] == "announce"}
     early = {(e[3].group, e[4]) for e in events if e[4] >= 0 and e[0] < announced[e[3].group]}
     assert {d for g, d in early if g == "g2"} >= {0, 3, 6}
+    # None is there before its shutter has closed.
+    assert all(e[0] >= e[3].shutter_close for e in events if e[4] >= 0)
     assert {g for g, _ in early} == {"g2"}
 
 
@@ -127,6 +139,7 @@ def test_a_night_is_played(tmp_path: Path) -> None:
     plan = _plan(tmp_path, [0.2], [0.0], detectors=3)
     root = tmp_path / "raws"
     messages: list[dict[str, Any]] = []
+    before = time.time()
     sizes = _play(plan, root, messages)
     assert [m["groupId"] for m in messages] == ["g0"]
     # Every third is written slowly in place; the others are never seen in part.
@@ -136,9 +149,24 @@ def test_a_night_is_played(tmp_path: Path) -> None:
             assert len(seen) > 2
         else:
             assert seen == [SIZE]
-    for raw in plan.visits[0].raws.values():
-        assert (root / raw).read_bytes() == (tmp_path / "staged" / raw).read_bytes()
+    ends = set()
+    for detector, raw in plan.visits[0].raws.items():
+        landed = (root / raw).read_bytes()
+        begin, end = (_time(landed, name) for name in ("DATE-BEG", "DATE-END"))
+        assert landed == _raw(detector, begin=begin, end=end), "all else is as it was"
+        ends.add((begin, end))
+    # All detectors say the same of their exposure: its shutter has closed just before the first raw.
+    ((begin, end),) = ends
+    closed = Time(end, format="isot", scale="tai").unix_tai - TAI_MINUS_UTC
+    assert before < closed < min((root / raw).stat().st_mtime for raw in plan.visits[0].raws.values()) + 0.01
+    assert closed - before == pytest.approx(0.2, abs=1.0)
+    length = Time(end, format="isot") - Time(begin, format="isot")
+    assert length.sec == pytest.approx(30.0, abs=0.002)
     assert not [p for p in root.rglob("*") if p.name.startswith(".")]
+
+
+def _time(raw: bytes, name: str) -> str:
+    return raw.partition(f"{name:<8}= '".encode())[2][:23].decode()
 
 
 class _Watcher(FileSystemEventHandler):

@@ -12,8 +12,9 @@ from astropy.time import Time
 
 from ppd.demo.camera import CAMERA
 from ppd.demo.night import plan_conditions
-from ppd.demo.raws import Conditions, simulate_raw, write_raw
+from ppd.demo.raws import Conditions, set_times, simulate_raw, write_raw
 from ppd.demo.sky import FIELDS, Sky, make_sky
+from ppd.visit import TAI_MINUS_UTC
 
 BEGIN = 1_795_500_000.0
 DETECTOR = 3
@@ -161,6 +162,30 @@ def test_file_is_what_was_simulated(tmp_path: Path, empty_sky: Sky) -> None:
         begin, end = (Time(read[k], format="isot", scale="tai").mjd for k in ("DATE-BEG", "DATE-END"))
     assert (end - begin) * 86400.0 == pytest.approx(c.exposure_time, abs=0.01)
     assert begin == pytest.approx(c.begin_mjd, abs=1e-8)
+
+
+def test_exposure_at_another_time(tmp_path: Path, empty_sky: Sky) -> None:
+    """Two cards are others; of when the sky is stands there as before."""
+    c = _conditions()
+    pixels, header, _ = simulate_raw(empty_sky, c, DETECTOR)
+    write_raw(tmp_path / "raw.fits", pixels, header)
+    raw = (tmp_path / "raw.fits").read_bytes()
+    moved = set_times(raw, BEGIN + 1000.0)
+    (tmp_path / "moved.fits").write_bytes(moved)
+    with astropy.io.fits.open(tmp_path / "moved.fits") as hdus:
+        assert np.array_equal(hdus[0].data, pixels)
+        read = hdus[0].header
+        begin, end, sky = (
+            Time(read[k], format="isot", scale="tai") for k in ("DATE-BEG", "DATE-END", "DATE-SKY")
+        )
+        other = {card for card, value in header.items() if read[card] != pytest.approx(value)}
+    assert end.unix_tai - TAI_MINUS_UTC == pytest.approx(BEGIN + 1000.0, abs=0.001)
+    assert (end - begin).sec == pytest.approx(c.exposure_time, abs=0.002)
+    assert sky.mjd == pytest.approx(c.middle_mjd, abs=1e-7)
+    assert other == {"DATE-BEG", "DATE-END"}
+    assert len(moved) == len(raw)
+    with pytest.raises(ValueError, match="DATE-BEG"):
+        set_times(raw.replace(b"DATE-BEG", b"DATE-BEH"), BEGIN)
 
 
 def test_truth_of_the_pointing_is_not_in_the_header(empty_sky: Sky) -> None:

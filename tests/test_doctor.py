@@ -42,7 +42,7 @@ def examined(
         path.write_text(yaml.safe_dump({k: v for k, v in config.items() if v is not None}))
         capsys.readouterr()
         assert ctl.main(["doctor", "--json", "--config", str(path)]) == code
-        found: Found = json.loads(capsys.readouterr().out)
+        found: Found = json.loads(capsys.readouterr().out)["findings"]
         return found
 
     yield examine_it

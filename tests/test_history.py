@@ -261,7 +261,7 @@ def test_history_command(journal: Journal, config: Path, capsys: pytest.CaptureF
     assert "two" in out and "one" not in out.split()
     assert "no [stars]" in " ".join(out.split())
     code, out, _ = _run(config, capsys, "history", "--json", "--night", str(NIGHT), "--limit", "1")
-    assert (code, [v["group"] for v in json.loads(out)]) == (0, ["two"])
+    assert (code, [v["group"] for v in json.loads(out)["visits"]]) == (0, ["two"])
     code, out, _ = _run(config, capsys, "history", "--night", "20200101")
     assert (code, out) == (0, "no such visit\n")
 

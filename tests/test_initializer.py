@@ -308,12 +308,16 @@ def test_command(root: Path, central: Butler, capsys: pytest.CaptureFixture[str]
     assert command.main(argv) == 0
     assert capsys.readouterr().out.startswith("Already initialized: ")
     assert command.main([*argv, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["written"] is False
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ok"], found["code"], found["error"], found["written"]) == (True, "ok", None, False)
 
 
 def test_command_exit_codes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--config", str(root / "none.yaml")]) == 2
     assert "none.yaml: can't be read" in capsys.readouterr().err
+    assert command.main(["--json", "--config", str(root / "none.yaml")]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ok"], found["code"], list(found)) == (False, "configuration", ["ok", "code", "error"])
     path = _config_file(root, central_repo=str(root / "nowhere"))
     assert command.main(["--config", str(path)]) == 3
     (root / "pipelines" / "Measure.yaml").write_text("tasks: {m: {class: no.such.Module}}\ndescription: x\n")

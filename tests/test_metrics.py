@@ -18,15 +18,30 @@ from observatory import Observatory, Ppd, identity, running, wait_for
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from ppd.messages import ControlRequest
 from ppd.supervisor.courses import LEGS
 from ppd.supervisor.faults import COMPONENTS
+from ppd.supervisor.history import show_detector
 from ppd.supervisor.traces import traceparent
 from ppd.visit import TAI_MINUS_UTC
+from ppd.web.advice import REMEDIES
+from ppd.web.journal import past
+from ppd.web.picture import Past, make_picture
 
 pytestmark = pytest.mark.night
 
 # Prometheus' own, and what a rule of ours makes.
 _NOT_OURS = {"up"}
+_VISITS = {"in-time": 1, "sent-again": 2, "spoiled": 3, "too-late": 4, "no-raw": 5}
+# How long ago the shutter closed, seconds; no pipeline takes less than two.
+_AGO = {"in-time": 1.0, "sent-again": 600.0, "too-late": 58.0}
+_JUDGED = {
+    "in-time": "on_time",
+    "sent-again": "not_judged",
+    "spoiled": "never",
+    "too-late": "late",
+    "no-raw": "not_judged",
+}
 
 
 class _Collector(http.server.BaseHTTPRequestHandler):
@@ -73,17 +88,20 @@ def before(ppd: Ppd) -> Scrape:
 
 @pytest.fixture(scope="module")
 def scrape(ppd: Ppd, before: Scrape) -> Scrape:
-    """After a visit in time, an old one, a spoiled raw and nonsense."""
-    visits = {"in-time": 1, "sent-again": 2, "spoiled": 3}
-    for group, detector in visits.items():
+    """After a visit in time, a late and an old one, one without a raw, a spoiled raw and nonsense."""
+    for group, detector in _VISITS.items():
         assert ppd.submit(groupId=group, detector=detector).ok
         if group == "spoiled":
             ppd.drop(b"no raw", detector, group)
             continue
-        cards = _exposed(1.0 if group == "in-time" else 600.0)
+        if group == "no-raw":
+            assert ppd.command("ctl", "cancel", group, "--yes").returncode == 0
+            continue
+        cards = _exposed(_AGO[group])
         ppd.drop(ppd.observatory.raw(detector, **identity(group), **cards), detector, group)
     assert ppd.client.submit("nonsense").code == "malformed"
     ppd.await_state("in-time", exported=1)
+    ppd.await_state("too-late", exported=1)
     ppd.await_state("sent-again", exported=1)
     ppd.await_state("spoiled", failed=1, timeout=120.0)
     return _scrape(ppd)
@@ -103,26 +121,50 @@ def _scrape(ppd: Ppd) -> Scrape:
 
 
 def test_counts_are_those_of_status(ppd: Ppd, scrape: Scrape) -> None:
-    assert scrape.value("ppd_visits_total", outcome="accepted") == 3
+    assert scrape.value("ppd_visits_total", outcome="accepted") == 5
     assert scrape.value("ppd_visits_total", outcome="malformed") == 1
-    assert scrape.value("ppd_detector_visits_ended_total", outcome="succeeded") == 2
-    assert scrape.value("ppd_detector_visits_ended_total", outcome="failed") == 1
+    assert scrape.value("ppd_detector_visits_ended_total", outcome="succeeded") == 3
+    assert scrape.value("ppd_detector_visits_ended_total", outcome="failed") == 2
     assert scrape.value("ppd_raws_total", outcome="refused") == 1
     assert scrape.value("ppd_detector_failures_total", detector="3") == 1
     assert scrape.value("ppd_datasets_exported_total") == ppd.counts()["datasets_exported"]
     counted = sum(
         v for ls, v in scrape.samples["ppd_detector_visits"] if ls["state"] in ("exported", "failed")
     )
-    assert counted == 3
+    assert counted == 5
 
 
 def test_alerts_are_judged_by_the_shutter(scrape: Scrape) -> None:
     """The old visit's exposure was ten minutes before: it is neither in time nor late."""
     outcomes = {ls["outcome"]: v for ls, v in scrape.samples["ppd_alerts_total"]}
-    assert outcomes == {"on_time": 1, "late": 0, "never": 1}
-    assert scrape.value("ppd_shutter_to_alert_seconds_count") == 1
-    assert 1.0 < scrape.value("ppd_shutter_to_alert_seconds_sum") < 60.0
-    assert scrape.value("ppd_raw_to_alert_seconds_count") == 2
+    assert outcomes == {"on_time": 1, "late": 1, "never": 1}
+    assert scrape.value("ppd_shutter_to_alert_seconds_count") == 2
+    assert 60.0 < scrape.value("ppd_shutter_to_alert_seconds_sum") < 180.0
+    assert scrape.value("ppd_raw_to_alert_seconds_count") == 3
+
+
+def test_in_time_is_the_same_everywhere(ppd: Ppd, scrape: Scrape) -> None:
+    """For `visits`, `status`, `show`, the status page with and without the journal, and the metrics."""
+
+    visits, status = ppd.client.visits()["visits"], ppd.status()
+    overview = ppd.client.request(ControlRequest(command="detectors")).result
+    before = past(ppd.settings.state_dir)
+    pictures = [
+        make_picture(status, overview, Past(), time.time()),
+        make_picture(status, {**overview, "visits": [], "detectors": {}}, before, time.time()),
+    ]
+    told = [visits, status["visits"], *(picture["visits"] for picture in pictures)]
+    for group, detector in _VISITS.items():
+        judged = _JUDGED[group]
+        for some in told:
+            (alerts,) = [v["alerts"] for v in some if v["group"] == group]
+            assert {name: n for name, n in alerts.items() if n} == {judged: 1}
+        for picture in pictures:
+            assert picture["detectors"][str(detector)]["alerts"] == judged
+        assert show_detector(ppd.settings.state_dir, group, detector).line.alerts == judged
+    for outcome in ("on_time", "late", "never"):
+        counted = sum(v["alerts"][outcome] for v in visits)
+        assert scrape.value("ppd_alerts_total", outcome=outcome) == counted == 1
 
 
 def test_every_leg_is_timed(scrape: Scrape) -> None:
@@ -131,7 +173,7 @@ def test_every_leg_is_timed(scrape: Scrape) -> None:
     assert set(counts) == {leg.name for leg in LEGS}
     gone = {name for name, count in counts.items() if count}
     assert gone == set(counts) - {"preprocess", "preprocess_wait"}
-    assert counts["pipeline"] == counts["export"] == 2
+    assert counts["pipeline"] == counts["export"] == 3
     total = sum(v for _, v in scrape.samples["ppd_leg_seconds_sum"])
     assert 1.0 < total < 3 * 120.0
 
@@ -159,7 +201,7 @@ def test_names_by_convention(scrape: Scrape) -> None:
                 assert sample.name.endswith("_total")
             for label, value in sample.labels.items():
                 assert label not in ("group", "visit", "exposure"), sample
-                assert value not in ("in-time", "sent-again", "spoiled"), sample
+                assert value not in _VISITS, sample
 
 
 def test_series_are_bounded(scrape: Scrape) -> None:
@@ -190,7 +232,7 @@ def test_nothing_fires_when_all_is_well(before: Scrape) -> None:
 
 
 def test_what_has_gone_wrong_fires(before: Scrape, scrape: Scrape) -> None:
-    """A malformed announcement, a spoiled raw, and that one of three detector-visits has failed."""
+    """A malformed announcement, a spoiled raw, and that two of five detector-visits have failed."""
     expected = {"PpdVisitsRefused", "PpdRawsRefused", "PpdDetectorVisitsFail", "PpdAlertsLateSlow"}
     assert firing([before, scrape]) == expected
 
@@ -202,6 +244,13 @@ def test_every_part_has_an_alert() -> None:
             seen.update(value for label, _, value in matchers if name == "ppd_fault" and label == "component")
     # These have alerts on their own measures; where the page is not served, nothing is read: PpdDown.
     assert seen | {"spool", "dead_letters", "web"} == set(COMPONENTS)
+
+
+def test_every_part_has_a_remedy_on_the_page() -> None:
+    assert list(REMEDIES) == list(COMPONENTS)
+    for component, remedy in REMEDIES.items():
+        assert len(remedy.meaning.split()) > 4 and remedy.command, component
+        assert remedy.meaning != COMPONENTS[component], "the fault has said so"
 
 
 def test_every_alert_says_what_to_do() -> None:

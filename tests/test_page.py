@@ -20,6 +20,7 @@ from ppd.config import Settings
 from ppd.instruments.lsstcam import focal_plane
 from ppd.messages import ControlReply
 from ppd.web import watch
+from ppd.web.advice import REMEDIES
 from ppd.web.door import Limits
 from ppd.web.picture import Past, changes, make_picture
 from ppd.web.verdict import judge
@@ -353,7 +354,7 @@ def test_with_a_token(supervisor: StandIn, tmp_path: Path) -> None:
         ([_A], [], [], "ok", "9 of 9 detectors of visit a exported"),
         ([make_visit("a", {"exported": 9}, 100.0)], [], [], "idle", "long over"),
         ([make_visit("a", {"exported": 8, "failed": 1}, 950.0)], [], [], "warning", "1 failed"),
-        ([make_visit("a", {"exported": 9}, 950.0, late=2)], [], [], "warning", "2 late"),
+        ([make_visit("a", {"exported": 9}, 950.0, alerts={"late": 2})], [], [], "warning", "2 late"),
         (
             [_A, make_visit("b", {"running": 8, "failed": 1}, 980.0)],
             [],
@@ -371,6 +372,16 @@ def test_verdict(visits: list[Any], faults: list[str], unready: list[str], level
     found = judge(visits, faults, unready, False, False, 60.0, 1000.0)
     assert found["level"] == level
     assert detail in found["detail"]
+
+
+def test_a_remedy_goes_by_the_component() -> None:
+    """Whatever the text begins with, and has in it."""
+    fault = {"component": "journal", "text": "raws from export: dead letters: nursery:"}
+    picture = make_picture(make_status(), make_overview({}, [], faults=[fault]), Past(), 3.0)
+    (shown,) = picture["faults"]
+    assert shown["text"] == fault["text"]
+    assert (shown["meaning"], shown["command"]) == REMEDIES["journal"]
+    assert picture["verdict"]["level"] == "warning"
 
 
 def test_a_pause_is_no_trouble() -> None:

@@ -52,6 +52,22 @@ def test_hand_over_that_is_gone(machine: Machine) -> None:
     assert machine.life.counters["failed"] == 1
 
 
+def test_what_was_judged_is_not_judged_again(machine: Machine) -> None:
+    """It failed, an operator has it tried again, and ppd dies in that."""
+    what = machine.announce({0})
+    d = machine.life.table.get(*what)
+    assert d is not None
+    machine.life.endings.fail(d, "cancelled")
+    machine.journal.commit()
+    visit = machine.life.table.visits[what[0]].visit
+    message = visit.model_dump(mode="json")
+    machine.journal.accepted_again(visit.instrument, visit.groupId, message, {what[1]: 2}, "")
+    machine.supervisor_dies()
+    again = machine.life.table.get(*what)
+    assert again is not None and again is not d
+    assert (again.state, again.attempt, again.alerts) == (State.ACCEPTED, 3, "not_judged")
+
+
 def test_hand_over_that_was_set_aside_unheard(machine: Machine) -> None:
     what = _handed_over(machine)
     machine.corrupt(0)

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from crash_evidence import End, Visit
 from crash_site import DETECTORS, RETRIES, CrashSite
+from metrics_support import Scrape
 from observatory import wait_for
 
 from ppd.cli import ctl
@@ -131,6 +132,13 @@ def test_what_failed(site: CrashSite, visit: Visit, operator: _Operator) -> None
     for detector, attempt in ((_CANCELLED, 2), (_KILLED, RETRIES + 2)):
         assert _await(site, visit, detector, "exported", "failed") == End("exported", attempt, "")
     assert site.counts()["retries_asked"] == 3
+    # Its first end is what counts for the service level.
+    assert operator.json("show", visit.group, str(_KILLED))["line"]["alerts"] == "never"
+    (told,) = operator.json("visits")["visits"]
+    scrape = Scrape(operator("metrics"))
+    for outcome in ("on_time", "late", "never"):
+        assert scrape.value("ppd_alerts_total", outcome=outcome) == told["alerts"][outcome]
+    assert told["alerts"]["never"] == 2
     shown = operator("show", visit.group, str(_KILLED))
     assert "retry_asked" in shown and "reason=calib certified" in shown
 
@@ -189,10 +197,10 @@ def test_what_the_apdb_has(site: CrashSite, operator: _Operator) -> None:
 
 
 def test_visits(site: CrashSite, visit: Visit, operator: _Operator) -> None:
-    first, last = operator.json("visits")
+    first, last = operator.json("visits")["visits"]
     assert (first["group"], first["states"], first["over"]) == (visit.group, {"exported": 2}, True)
-    # The one that had been announced long before was late.
-    assert sum(first["alerts"].values()) == 2
+    # That of which no raw had come before it was cancelled is not judged for its second try.
+    assert (sum(first["alerts"].values()), first["alerts"]["not_judged"] >= 1) == (2, True)
     assert (last["states"], last["again"]) == ({"failed": 1}, 1)
     shown = operator("visits")
     assert visit.group in shown and "exported 2" in shown and f"{visit.plan.ra:.3f}" in shown

@@ -33,7 +33,7 @@ _STATUS: dict[str, Any] = {
             "filter": "r_57",
             "accepted": 60.0 * n,
             "states": {"exported": 189} if n < 49 else {"ready": 180, "running": 8, "failed": 1},
-            "late": n % 3,
+            "alerts": {"late": n % 3, "expected_late": 0},
         }
         for n in range(50)
     ],

@@ -18,6 +18,7 @@ from page_support import StandIn, make_overview, make_setup, make_status, make_v
 
 from bench.browser import Browser, find_chromium, open_browser
 from ppd.instruments.lsstcam import focal_plane
+from ppd.web.advice import REMEDIES
 from ppd.web.door import Limits
 
 pytestmark = [
@@ -184,7 +185,7 @@ def _full_camera(folder: Path) -> Iterator[tuple[str, StandIn]]:
     """The page of a camera of 189 detectors, in all states that there are."""
     with tempfile.TemporaryDirectory(prefix="ppd-test-") as sockets:
         stand_in = StandIn(Path(sockets))
-        stand_in.set(make_status(faults=["replica: no answer"]), _busy())
+        stand_in.set(make_status(), _busy())
         stand_in.start()
         try:
             with site(make_setup(focal_plane(), Path(sockets), folder), Limits(burst=1000.0)) as there:
@@ -210,8 +211,11 @@ def _busy() -> dict[str, Any]:
         detectors[str(d.id)] = entry
     detectors["188"] = {"paused": "paused since 2026-11-28 00:00:00 UTC: its bias jumps"}
     visits = [make_visit(f"2026-11-28T00:{n:02}:00.000", {"exported": 189}, now - 600 + n) for n in range(11)]
-    visits.append(make_visit(group, {"exported": 60, "running": 60, "failed": 60}, now - 60, late=3))
-    return make_overview(detectors, visits)
+    late = {"late": 3, "expected_late": 2}
+    visits.append(make_visit(group, {"exported": 60, "running": 60, "failed": 60}, now - 60, alerts=late))
+    detectors["7"]["alerts"], detectors["9"]["alerts"] = "late", "expected_late"
+    fault = {"component": "replica", "text": "replica: no answer"}
+    return make_overview(detectors, visits, faults=[fault])
 
 
 def _await_readable(browser: Browser) -> None:
@@ -234,6 +238,12 @@ def test_189_detectors(browser: Browser, tmp_path: Path) -> None:
         assert browser.see(shown.format("g.querySelector('.sign').textContent")) == 9
         assert browser.see("document.querySelectorAll('.detector[tabindex=\"0\"]').length") == 1
         assert browser.see("[...document.querySelectorAll('.detector')].every(g => g.ariaLabel)")
+        # Who is late, the supervisor has said; what helps, the component says.
+        marked = "[...document.querySelectorAll('.detector.late')].map(g => g.dataset.id).join()"
+        assert browser.see(marked) == "7,9"
+        assert ", alerts late" in browser.see("document.querySelector('[data-id=\"7\"]').ariaLabel")
+        assert "3 late, 2 will be late" in browser.see("document.getElementById('visits').textContent")
+        assert REMEDIES["replica"].meaning in browser.see("document.getElementById('faults').textContent")
         for scheme in ("light", "dark"):
             browser.scheme(scheme)
             _await_readable(browser)

@@ -115,6 +115,7 @@ def _check_summary(summary: dict[str, Any]) -> None:
         "failed",
         "datasets_exported",
         "alerts",
+        "timeliness",
         "completeness_10sigma",
         "spurious_fraction",
         "central_statements_per_visit",
@@ -127,6 +128,9 @@ def _check_summary(summary: dict[str, Any]) -> None:
     assert summary["completeness_10sigma"] >= 0.9
     assert summary["spurious_fraction"] <= 0.1
     assert summary["alerts"] > 20
+    # Exposures end when they are played, however long ago they were simulated: each can be judged.
+    assert summary["timeliness"].keys() <= {"on_time", "late"}
+    assert sum(summary["timeliness"].values()) == 9
     assert summary["datasets_exported"] > 9 * 20
     # For nine detectors at once, and not each.
     assert 0 < summary["central_statements_per_visit"] < 600

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import FILES, add_command, completed_by
+from .options import FILES, add_command, completed_by, print_json
 
 if TYPE_CHECKING:
     from ..config import Settings
@@ -71,7 +71,7 @@ def _check(settings: Settings, arguments: argparse.Namespace) -> int:
     graphs = build_graphs(settings)
     where = settings.config_path or "the environment"
     if arguments.json:
-        print(json.dumps({"config": str(where), "pipelines": sorted(graphs)}))
+        print_json({"config": str(where), "pipelines": sorted(graphs)})
     else:
         print(f"{where} can be used; {len(graphs)} pipelines can be built")
     return 0
@@ -118,7 +118,7 @@ def _show(arguments: argparse.Namespace) -> int:
         for name in chosen
     }
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        print_json({"settings": rows})
         return 0
     from .screen import Text, make_console, make_table
 
@@ -140,7 +140,11 @@ def _schema(arguments: argparse.Namespace) -> int:
 
     schema = Settings.model_json_schema()
     del schema["properties"]["config_path"]
-    print(json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2))
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    if arguments.json:
+        print_json({"schema": schema})
+    else:
+        print(json.dumps(schema, indent=2))
     return 0
 
 

@@ -20,6 +20,7 @@ from .._settings_sources import ENVIRONMENT
 from ..config import Settings
 from ..credentials import FILES, VALUES
 from ..supervisor.setting_kinds import KINDS
+from .options import print_json
 
 _INTRODUCTION = """\
 # Configuration
@@ -187,5 +188,8 @@ def _default(field: FieldInfo) -> str:
 def run_reference(arguments: argparse.Namespace) -> int:
     """Run ``ppdctl config reference``."""
     text = write_reference()
-    print(json.dumps({"markdown": text}) if arguments.json else text, end="\n" if arguments.json else "")
+    if arguments.json:
+        print_json({"markdown": text})
+    else:
+        print(text, end="")
     return 0

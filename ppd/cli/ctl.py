@@ -10,7 +10,6 @@ from __future__ import annotations
 __all__ = ["main", "make_parser"]
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from .input_commands import add_input_commands
 from .key_commands import add_key_commands
 from .log_commands import add_log_commands
 from .metrics_command import add_metrics_command
-from .options import EXIT_CODES, add_command, common_options, settings_of, target_of, tell
+from .options import EXIT_CODES, add_command, common_options, print_json, settings_of, target_of, tell
 from .reload_command import add_reload_command
 from .status_command import add_status_command
 from .steering_commands import add_steering_commands
@@ -54,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except ConfigurationError as e:
-        return _fail(arguments, e, 2)
+        return _fail(arguments, e, 2, "configuration")
     except PpdError as e:
-        return _fail(arguments, e, 1)
+        return _fail(arguments, e, 1, "failed")
     except NoSupervisorError as e:
-        return _fail(arguments, e, 3)
+        return _fail(arguments, e, 3, "no_answer")
     except BrokenPipeError:
         # Whoever read it has read enough; nothing more is to be flushed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,9 +79,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return int(arguments.run(client, arguments))
 
 
-def _fail(arguments: argparse.Namespace, error: Exception, code: int) -> int:
+def _fail(arguments: argparse.Namespace, error: Exception, code: int, word: str) -> int:
     if arguments.json:
-        print(json.dumps({"ok": False, "error": str(error)}))
+        print_json({}, ok=False, code=word, error=str(error))
     print(f"ppdctl: {error}", file=sys.stderr)
     return code
 
@@ -139,11 +138,12 @@ def _add_endings(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _drain(client: ControlClient, arguments: argparse.Namespace) -> int:
     drained = client.drain(arguments.wait)
+    error = None if drained or not arguments.wait else f"not drained within {arguments.wait:g} s"
     if arguments.json:
-        print(json.dumps({"drained": drained}))
+        print_json({"drained": drained}, ok=error is None, code="unfinished" if error else "ok", error=error)
     else:
         print("drained: nothing is left" if drained else "draining: no more visits are taken")
-    return 0 if drained or not arguments.wait else 4
+    return 0 if error is None else 4
 
 
 def _stop(client: ControlClient, arguments: argparse.Namespace) -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 __all__ = ["add_dead_letter_commands"]
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .._limits import MAX_ENTRIES
-from .options import add_command, ask_first, settings_of
+from .options import add_command, ask_first, print_json, settings_of
 
 if TYPE_CHECKING:
     from ..config import Settings
@@ -50,7 +49,7 @@ def _list(settings: Settings, arguments: argparse.Namespace) -> int:
 
     letters = list_letters(settings.spool_dir)
     if arguments.json:
-        print(json.dumps([letter.model_dump(mode="json") for letter in letters], indent=2))
+        print_json({"dead_letters": [letter.model_dump(mode="json") for letter in letters]})
         return 0
     if not letters:
         print("no dead letters")
@@ -78,8 +77,7 @@ def _show(settings: Settings, arguments: argparse.Namespace) -> int:
     folder = settings.spool_dir / "dead-letters" / arguments.entry
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     if arguments.json:
-        found = {**letter.model_dump(mode="json"), "folder": str(folder), "files": files}
-        print(json.dumps(found, indent=2))
+        print_json({**letter.model_dump(mode="json"), "folder": str(folder), "files": files})
         return 0
     from .screen import Text, clock, make_console, make_table
 
@@ -133,13 +131,15 @@ def _ask(client: ControlClient, command: Any, entries: Sequence[str], arguments:
         if not reply.ok and not reply.result:
             refused |= dict.fromkeys(some, reply.error or reply.code)
     if arguments.json:
-        print(json.dumps({"done": done, "refused": refused}, indent=2))
+        error = " ".join(refused.values()) or None
+        code = "unknown" if refused else "ok"
+        print_json({"done": done, "refused": refused}, ok=not refused, code=code, error=error)
     else:
         what = "sent again" if command == "retry_dead_letters" else "dropped"
         for name in done:
             print(f"{name}: {what}")
         if not entries:
             print("no dead letters")
-        for reason in refused.values():
-            print(f"ppdctl: {reason}", file=sys.stderr)
+    for reason in refused.values():
+        print(f"ppdctl: {reason}", file=sys.stderr)
     return 1 if refused else 0

@@ -7,7 +7,6 @@ __all__ = ["Finding", "examine", "run_doctor"]
 import argparse
 import dataclasses
 import functools
-import json
 import logging
 import threading
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import ConfigurationError, one_line
-from .options import settings_of
+from .options import print_json, settings_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,14 +55,16 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         some = SETTINGS_CHECKS | SERVICE_CHECKS
         checks |= {name: functools.partial(check, settings) for name, check in some.items()}
     findings |= examine(checks, arguments.patience)
+    faults = sum(f.level == "fault" for some in findings.values() for f in some)
     if arguments.json:
         found = {name: [dataclasses.asdict(f) for f in some] for name, some in findings.items()}
-        print(json.dumps(found, indent=2))
+        error = f"{faults} faults" if faults else None
+        print_json({"findings": found}, ok=not faults, code="faults" if faults else "ok", error=error)
     else:
         from .screen import make_console
 
         _print(findings, make_console())
-    return 1 if any(f.level == "fault" for some in findings.values() for f in some) else 0
+    return 1 if faults else 0
 
 
 def examine(checks: Mapping[str, Check], patience: float) -> dict[str, list[Finding]]:

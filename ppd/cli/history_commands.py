@@ -5,14 +5,13 @@ from __future__ import annotations
 __all__ = ["add_history_commands"]
 
 import argparse
-import json
 import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..supervisor.states import STATES
-from .options import add_command, add_group, parse_count
+from .options import add_command, add_group, parse_count, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,7 +97,7 @@ def _history(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.json:
         import dataclasses
 
-        print(json.dumps([dataclasses.asdict(v) for v in visits], indent=2))
+        print_json({"visits": [dataclasses.asdict(v) for v in visits]})
         return 0
     if not visits:
         print("no such visit")
@@ -130,7 +129,7 @@ def _show(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.json:
         import dataclasses
 
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print_json(dataclasses.asdict(found))
         return 0
     from .screen import make_console
 
@@ -147,7 +146,7 @@ def _print_visit(found: VisitHistory, console: Console) -> None:
     console.print("  ".join(essentials), highlight=False, markup=False)
     from .screen import Text, make_table
 
-    table = make_table("detector", "state", "attempts", "pipeline", "after", "reason")
+    table = make_table("detector", "state", "attempts", "pipeline", "after", "alerts", "reason")
     for d in found.detectors:
         table.add_row(
             str(d.detector),
@@ -155,6 +154,7 @@ def _print_visit(found: VisitHistory, console: Console) -> None:
             str(d.attempt),
             Text(Path(d.pipeline).stem),
             f"{d.updated - found.visit.accepted:.1f} s",
+            d.alerts.replace("_", " "),
             Text(d.reason),
         )
     console.print(table)

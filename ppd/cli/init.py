@@ -30,7 +30,7 @@ from ..config import Settings
 from ..deployment import date_string, day_obs, deployment_id
 from ..errors import CentralUnavailableError, ConfigurationError
 from ..logs import setup_logging
-from .options import settings_of
+from .options import print_json, settings_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -90,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = _settings(args)
     except ConfigurationError as e:
-        print(f"ppd-init: {e}", file=sys.stderr)
-        return 2
+        return _fail(args, str(e), 2, "configuration")
     setup_logging(settings)
     # Seconds of imports, which a wrong configuration need not wait for.
     from lsst.daf.butler.registry import ConflictingDefinitionError
@@ -106,25 +105,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         report = initialize(settings, args.day_obs or day_obs(time.time() + args.ahead))
     except ConfigurationError as e:
-        print(f"ppd-init: nothing was written.\n{e}", file=sys.stderr)
-        return 2
+        return _fail(args, f"nothing was written.\n{e}", 2, "configuration")
     except CentralUnavailableError as e:
-        print(f"ppd-init: {e}", file=sys.stderr)
-        return 3
+        return _fail(args, str(e), 3, "no_answer")
     except ConflictingDefinitionError as e:
-        print(f"ppd-init: the central repo contradicts this configuration: {e}", file=sys.stderr)
-        return 4
-    except Exception:
+        return _fail(args, f"the central repo contradicts this configuration: {e}", 4, "refused")
+    except Exception as e:
         _LOG.exception("ppd-init failed.")
-        return 1
+        return _fail(args, f"{type(e).__name__}: {e}", 1, "failed")
     if args.json:
-        print(json.dumps(dataclasses.asdict(report)))
+        print_json(dataclasses.asdict(report))
     elif report.written:
         print(f"Prepared {report.chain} for {report.deployment} in {report.seconds:.1f} s:")
         print("\n".join(f"  {run}" for run in report.runs))
     else:
         print(f"Already initialized: {report.chain} for {report.deployment}.")
     return 0
+
+
+def _fail(args: argparse.Namespace, error: str, code: int, word: str) -> int:
+    if args.json:
+        print_json({}, ok=False, code=word, error=error)
+    print(f"ppd-init: {error}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

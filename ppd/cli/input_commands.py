@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["add_input_commands"]
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,11 +56,8 @@ def add_input_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _inputs(client: ControlClient, arguments: argparse.Namespace) -> int:
     reply = client.inputs(arguments.group, arguments.detector)
-    if not reply.ok:
+    if not reply.ok or arguments.json:
         return tell(reply, arguments)
-    if arguments.json:
-        print(json.dumps(reply.result, indent=2))
-        return 0
     from .screen import make_console
 
     console = make_console()

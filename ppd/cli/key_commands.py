@@ -5,12 +5,11 @@ from __future__ import annotations
 __all__ = ["add_key_commands"]
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from .options import add_command, completed_by
+from .options import add_command, completed_by, print_json
 
 _FOLDERS = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/"}
 _DEFAULT = Path("/etc/ppd/keys")
@@ -78,5 +77,8 @@ def _give(folder: Path) -> None:
 
 
 def _tell(arguments: argparse.Namespace, made: Path, text: str) -> int:
-    print(json.dumps({"ok": True, "made": str(made)}) if arguments.json else text)
+    if arguments.json:
+        print_json({"made": str(made)})
+    else:
+        print(text)
     return 0

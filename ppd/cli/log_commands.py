@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["add_log_commands"]
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import PpdError
-from .options import add_command, add_group
+from .options import add_command, add_group, print_json
 
 if TYPE_CHECKING:
     from ..config import Settings
@@ -57,12 +56,12 @@ def _logs(settings: Settings, arguments: argparse.Namespace) -> int:
 
     found = show_detector(settings.state_dir, arguments.group, arguments.detector)
     attempt = _choose(found, arguments.attempt)
-    if arguments.json:
-        text = Path(attempt.log).read_text(errors="replace") if attempt.log_there else None
-        print(json.dumps({"attempt": attempt.number, "file": attempt.log, "text": text}))
-        return 0
     if not attempt.log_there:
         raise PpdError(f"The log {attempt.log} is not kept any more (child_log_days).")
+    if arguments.json:
+        text = Path(attempt.log).read_text(errors="replace")
+        print_json({"attempt": attempt.number, "file": attempt.log, "text": text})
+        return 0
     with Path(attempt.log).open("rb") as stream:
         _pass_on(stream)
     return 0
@@ -120,7 +119,7 @@ def _pass_on(stream: IO[bytes], attempt: int | None = None, whole: bool = True) 
                 stream.seek(-len(line), os.SEEK_CUR)
                 return
             text = line.removesuffix(b"\n").decode(errors="replace")
-            print(json.dumps({"attempt": attempt, "text": text}), flush=True)
+            print_json({"attempt": attempt, "text": text})
         return
     while chunk := stream.read(_CHUNK_BYTES):
         os.write(sys.stdout.fileno(), chunk)

@@ -7,7 +7,6 @@ __all__ = ["Migration", "migrate", "run_migration"]
 import argparse
 import contextlib
 import dataclasses
-import json
 import re
 import sys
 import textwrap
@@ -23,6 +22,7 @@ from ..config import Settings
 from ..errors import ConfigurationError
 from ..logs import mask_secrets
 from .foreign_environment import ForeignEnvironment, read_foreign
+from .options import print_json
 
 # Names that only prompt_processing has, for what ppd has a setting for.
 _ALSO = {"CALIB_REPO": "central_repo", "LSST_RESOURCES_NUM_WORKERS": "transfer_workers"}
@@ -259,7 +259,9 @@ def run_migration(arguments: argparse.Namespace) -> int:
         except OSError as e:
             raise ConfigurationError(f"{arguments.output} can't be written: {e.strerror}") from e
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(made), indent=2))
+        error = f"needed, and not found: {', '.join(made.needed)}" if made.needed else None
+        code = "ok" if error is None else "incomplete"
+        print_json(dataclasses.asdict(made), ok=error is None, code=code, error=error)
     else:
         if arguments.output is None:
             print(made.text, end="")

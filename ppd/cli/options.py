@@ -6,6 +6,7 @@ Nothing here is slow to import: an operator, a prompt or a monitor waits for it.
 from __future__ import annotations
 
 __all__ = [
+    "CODES",
     "EXIT_CODES",
     "FILES",
     "GROUPS",
@@ -16,7 +17,9 @@ __all__ = [
     "completed_by",
     "parse_count",
     "parse_detectors",
+    "print_alerts",
     "print_detectors",
+    "print_json",
     "settings_of",
     "sockets_of",
     "target_of",
@@ -49,10 +52,38 @@ EXIT_CODES = {
 }
 """What `main` returns, whatever the command."""
 
+CODES = {
+    "ok": "it was done",
+    "malformed": "what was sent can't be understood",
+    "stale": "the message is too old",
+    "duplicate": "it was accepted before",
+    "ignored": "no pipeline is configured for it",
+    "unavailable": "not now: ppd is paused, draining, has no room, or can't write",
+    "forbidden": "this user or key may not ask for that",
+    "unknown": "there is no such thing, or it is not in a state for that",
+    "refused": "the configuration was not put in force; of ppd-init: the central repo contradicts it",
+    "unfinished": "it was not over in time, and goes on",
+    "unreadable": "a file can't be read",
+    "incomplete": "something needed was not found",
+    "faults": "the doctor has found some",
+    "configuration": "the configuration can't be used",
+    "failed": "anything else; the text says what",
+    "no_answer": "no ppd answers; of ppd-init: nor does the central repo",
+}
+"""What went wrong in a word, for ``--json``."""
+
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files"}
 """How a shell completes the name of a file."""
 GROUPS = {"bash": "_ppdctl_groups", "zsh": "_ppdctl_groups"}
 """How it completes the group of a visit; see `ppd.cli.completion_command`."""
+
+_ALERTS = {
+    "on_time": "in time",
+    "late": "late",
+    "never": "never",
+    "expected_late": "will be late",
+    "not_judged": "not judged",
+}
 
 
 def common_options() -> argparse.ArgumentParser:
@@ -244,6 +275,38 @@ def print_detectors(detectors: Iterable[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
+def print_alerts(alerts: Mapping[str, int], kinds: Iterable[str] = _ALERTS) -> str:
+    """Write how many alerts were in time, late and so on; nothing of what there is none of.
+
+    Parameters
+    ----------
+    alerts : `dict`
+        As `ppd.supervisor.timeliness.count_timeliness` has them.
+    kinds : iterable of `str`, optional
+        Only of these.
+    """
+    return ", ".join(f"{alerts[kind]} {_ALERTS[kind]}" for kind in kinds if alerts[kind])
+
+
+def print_json(
+    found: Mapping[str, Any], *, ok: bool = True, code: str = "ok", error: str | None = None
+) -> None:
+    """Print what a command has to say to a program, in the one form that all have: an object on a line.
+
+    Parameters
+    ----------
+    found : `dict`
+        The command's own fields.
+    ok : `bool`, optional
+        Whether it was done.
+    code : `str`, optional
+        What went wrong, in a word: one of `CODES`.
+    error : `str`, optional
+        The same for people.
+    """
+    print(json.dumps({"ok": ok, "code": code, "error": error, **found}), flush=True)
+
+
 def ask_first(consequence: str, question: str, yes: bool) -> int | None:
     """Ask once before something that can't be undone.
 
@@ -290,7 +353,7 @@ def tell(reply: ControlReply, arguments: argparse.Namespace, done: str = "") -> 
         Exit code.
     """
     if arguments.json:
-        print(json.dumps({"ok": reply.ok, "code": reply.code, "error": reply.error, **reply.result}))
+        print_json(reply.result, ok=reply.ok, code=reply.code, error=reply.error)
     elif reply.ok and done:
         print(done)
     if not reply.ok:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from .ctl import make_parser
-from .options import EXIT_CODES
+from .options import CODES, EXIT_CODES
 
 _HEAD = """# ppdctl
 
@@ -21,11 +21,30 @@ test sees that it is current. [commands.md](commands.md) has `ppd` and `ppd-init
 
 `ppdctl` talks to the ppd whose sockets are in `--socket-dir`, or whose configuration is
 `--config`, else `$PPD_CONFIG`, else `/etc/ppd/ppd.yaml`. It prints tables for people and, with
-`--json`, JSON for programs; a command that failed then prints an object with `ok` and `error`, and the
-reason on standard error too. Colours are for terminals alone, and off with `NO_COLOR`. What
+`--json`, JSON for programs. Colours are for terminals alone, and off with `NO_COLOR`. What
 destroys something asks once; `--yes` is for programs.
 
 | exit code | |
+|---|---|
+"""
+_JSON = """
+## JSON
+
+With `--json` a command prints one object on one line, which always begins with
+
+| field | |
+|---|---|
+| `ok` | whether it was done: `true` with exit code 0, else `false` |
+| `code` | a word of the table below |
+| `error` | the same for people, which is on standard error too; `null` if there is none |
+
+The command's own fields follow at the same level: `visits` of `visits` and `history`, `dead_letters` of
+`dead-letters list`, `settings` of `config show`, `findings` of `doctor`, `text` of `metrics` and `logs`,
+what `status` tells, and so on; when it failed, they may be absent. `submit` prints a line for each
+visit, `status --watch` for each look, `logs --follow` for each line of the log. Wrong arguments are told
+on standard error alone. `ppd-init --json` begins its report with the same fields.
+
+| `code` | |
 |---|---|
 """
 _COMMON = ("connect", "key", "config", "socket_dir", "timeout", "json")
@@ -41,7 +60,9 @@ def write_reference() -> str:
     """
     parser = make_parser()
     commands = list(_commands(parser))
-    lines = [_HEAD + "\n".join(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()), ""]
+    lines = [_HEAD + "\n".join(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items())]
+    lines += [_JSON + "\n".join(f"| `{code}` | {meaning} |" for code, meaning in CODES.items()), ""]
+    lines += ["## All commands", ""]
     lines += ["Each command that is not `completion` takes:", ""]
     first = commands[0]
     lines += [_line(a) for a in first._actions if a.dest in _COMMON]

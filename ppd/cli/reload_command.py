@@ -5,12 +5,11 @@ from __future__ import annotations
 __all__ = ["add_reload_command"]
 
 import argparse
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from .options import add_command, tell
+from .options import add_command, print_json, tell
 
 if TYPE_CHECKING:
     from ..control import ControlClient
@@ -52,22 +51,26 @@ def _reload(client: ControlClient, arguments: argparse.Namespace) -> int:
     while result and result["state"] not in ("in_force", "refused") and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
         result = client.request(ControlRequest(command="reloading", number=number)).result
+    code, error = _judge(result)
     if arguments.json:
-        print(json.dumps(result))
-    else:
-        _print(result)
-    return 0 if result and result["state"] == "in_force" else 1
-
-
-def _print(result: dict[str, Any]) -> None:
-    if not result:
-        print("ppdctl: another reload has taken its place", file=sys.stderr)
-    elif result["state"] == "refused":
-        print(f"ppdctl: nothing has changed: {result['error']}", file=sys.stderr)
-    elif result["state"] != "in_force":
-        print(f"ppdctl: it is still at work ({result['state']}); ppdctl status tells more", file=sys.stderr)
-    elif not result["changes"]:
+        own = {name: value for name, value in result.items() if name != "error"}
+        print_json(own, ok=error is None, code=code, error=error)
+    elif error is None and not result["changes"]:
         print("nothing is different")
-    else:
+    elif error is None:
         print("in force:")
         print("\n".join(f"  {change}" for change in result["changes"]))
+    if error is not None:
+        print(f"ppdctl: {error}", file=sys.stderr)
+    return 0 if error is None else 1
+
+
+def _judge(result: dict[str, Any]) -> tuple[str, str | None]:
+    """Say in a word and in words what has gone wrong; ``ok`` and `None`: nothing."""
+    if not result:
+        return "unknown", "another reload has taken its place"
+    if result["state"] == "refused":
+        return "refused", f"nothing has changed: {result['error']}"
+    if result["state"] != "in_force":
+        return "unfinished", f"it is still at work ({result['state']}); ppdctl status tells more"
+    return "ok", None

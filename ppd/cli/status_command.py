@@ -9,7 +9,6 @@ __all__ = ["add_status_command"]
 
 import argparse
 import collections
-import json
 import os
 import sys
 import textwrap
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NoSupervisorError
-from .options import add_command, parse_count
+from .options import add_command, parse_count, print_alerts, print_json
 from .steering_commands import describe_paused
 
 if TYPE_CHECKING:
@@ -86,9 +85,14 @@ def _status(client: ControlClient, arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             return 0
     status = client.status()
-    print(json.dumps(status, indent=2) if arguments.json else "\n".join(_paint(_lay_out(status))))
-    if arguments.accepting and status["refuses"]:
-        print(f"ppdctl: no visit would be taken: {status['refuses']}", file=sys.stderr)
+    refused = arguments.accepting and status["refuses"]
+    error = f"no visit would be taken: {status['refuses']}" if refused else None
+    if arguments.json:
+        print_json(status, ok=error is None, code="ok" if error is None else "unavailable", error=error)
+    else:
+        print("\n".join(_paint(_lay_out(status))))
+    if error is not None:
+        print(f"ppdctl: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -96,7 +100,7 @@ def _status(client: ControlClient, arguments: argparse.Namespace) -> int:
 def _watch(client: ControlClient, arguments: argparse.Namespace) -> int:
     """Look again and again; a ppd that does not answer may be back at the next look."""
     if arguments.json:
-        return _repeat(client, arguments, lambda status, _: print(json.dumps(status), flush=True))
+        return _repeat(client, arguments, _print_look)
     if not sys.stdout.isatty():
         return _repeat(
             client, arguments, lambda status, _: print(*_paint(_lay_out(status)), "", sep="\n", flush=True)
@@ -132,10 +136,14 @@ def _repeat(
                 raise
             code = 3
             if arguments.json or sys.stdout.isatty():
-                show({"health": "silent", "error": str(e)}, str(e))
+                show({"health": "silent"}, str(e))
             else:
                 print(f"ppdctl: {e}", file=sys.stderr)
     return code
+
+
+def _print_look(status: dict[str, Any], error: str) -> None:
+    print_json(status, ok=not error, code="no_answer" if error else "ok", error=error or None)
 
 
 _Line = tuple[tuple[str, str], ...]
@@ -252,10 +260,9 @@ def _visits(visits: list[dict[str, Any]]) -> list[_Line]:
         return []
     rows = [("group", "filter", "accepted", "states")]
     for visit in visits:
-        late = f" ({visit['late']} late)" if visit.get("late") else ""
-        rows.append(
-            (visit["group"], visit["filter"], _clock(visit["accepted"]), _list(visit["states"]) + late)
-        )
+        late = print_alerts(visit["alerts"], ("late", "expected_late"))
+        states = _list(visit["states"]) + (f" ({late})" if late else "")
+        rows.append((visit["group"], visit["filter"], _clock(visit["accepted"]), states))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     styles = ["bold", *("red" if visit["states"].get("failed") else "" for visit in visits)]
     return [

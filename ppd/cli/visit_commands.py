@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["add_visit_commands"]
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +18,9 @@ from .options import (
     completed_by,
     parse_count,
     parse_detectors,
+    print_alerts,
     print_detectors,
+    print_json,
     tell,
 )
 
@@ -43,8 +44,9 @@ def add_visit_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "visits",
         "the visits that ppd has in hand, one a line",
         "Those of tonight and what is unfinished of earlier nights: pointing, detectors by state, how many"
-        " were tried more than once, and how many alerts were in time and late. ppd forgets those that are"
-        " over, but for the last 50; history has them all.",
+        " were tried more than once, and how many alerts were in time, late or never out, counted from the"
+        " shutter's close in the raw's header, or will be late. Not judged: those without a raw, or of an"
+        " old visit. ppd forgets those that are over, but for the last 50; history has them all.",
     )
     visits.add_argument("--last", type=parse_count, metavar="N", help="the last N, of whatever night")
     visits.add_argument("--groups", action="store_true", help="only their groups, for other programs")
@@ -109,7 +111,9 @@ def _visits(client: ControlClient, arguments: argparse.Namespace) -> int:
     elif not arguments.groups:
         visits = [v for v in visits if v["night"] == found["night"] or not v["over"]]
     if arguments.json:
-        print(json.dumps([v["group"] for v in visits] if arguments.groups else visits, indent=2))
+        print_json(
+            {"night": found["night"], "visits": [v["group"] for v in visits] if arguments.groups else visits}
+        )
     elif arguments.groups:
         print("\n".join(v["group"] for v in visits))
     elif not visits:
@@ -127,8 +131,6 @@ def _print_visits(visits: list[dict[str, Any]]) -> None:
         states = ", ".join(f"{state} {count}" for state, count in visit["states"].items())
         again = f" ({visit['again']} more than once)" if visit["again"] else ""
         alerts = visit["alerts"]
-        timely = [f"{alerts['in_time']} in time"] if alerts["in_time"] else []
-        timely += [f"{alerts['late']} late"] if alerts["late"] else []
         table.add_row(
             Text(visit["group"], no_wrap=True),
             Text(visit["filter"]),
@@ -137,7 +139,7 @@ def _print_visits(visits: list[dict[str, Any]]) -> None:
             clock(visit["accepted"], date=False),
             f"{visit['age']:.0f} s",
             Text(states + again, style="red" if visit["states"].get("failed") else ""),
-            Text(", ".join(timely), style="yellow" if alerts["late"] else ""),
+            Text(print_alerts(alerts), style="yellow" if alerts["late"] or alerts["expected_late"] else ""),
             Text(visit["reason"]),
         )
     make_console().print(table)
@@ -158,19 +160,15 @@ def _submit(client: ControlClient, arguments: argparse.Namespace) -> int:
         except (OSError, UnicodeDecodeError) as e:
             error = f"{name} can't be read: {e}"
             if arguments.json:
-                print(json.dumps({"ok": False, "error": error}))
+                print_json({}, ok=False, code="unreadable", error=error)
             print(f"ppdctl: {error}", file=sys.stderr)
             code = 1
             continue
         reply = client.submit(text, arguments.detectors)
-        if arguments.json:
-            print(reply.model_dump_json(exclude={"kind"}))
-        elif reply.ok:
-            print(f"{name}: accepted for {len(reply.result['detectors'])} detectors")
         if not reply.ok:
-            code = 1
-            if not arguments.json:
-                print(f"ppdctl: {name}: {reply.error}", file=sys.stderr)
+            reply = reply.model_copy(update={"error": f"{name}: {reply.error}"})
+        done = f"{name}: accepted for {len(reply.result['detectors'])} detectors" if reply.ok else ""
+        code = max(code, tell(reply, arguments, done))
     for group in arguments.replay:
         code = max(code, _again(client, arguments, "replay", group, arguments.detectors))
     return code

@@ -28,6 +28,8 @@ class Timeline:
     times: dict[str, float]
     attempts: int
     datasets: int
+    judged: str = ""
+    """Whether its alerts were in time, as ppd says; empty: it has not said so."""
 
     def leg(self, name: str) -> float | None:
         """Seconds of a leg, or `None` if it has no end."""
@@ -112,6 +114,8 @@ def read_history(journal: Path, alerts: dict[tuple[str, int], float]) -> NightHi
             if name == "raw_seen":
                 timeline.times.setdefault("raw_closed", float(detail["closed"]))
             timeline.times[name] = when
+            if name == "judged":
+                timeline.judged = str(detail["alerts"])
             if name == "exported":
                 timeline.datasets = int(detail.get("datasets", 0))
     finally:

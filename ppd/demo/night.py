@@ -41,7 +41,7 @@ class PlannedVisit(pydantic.BaseModel):
     dec: float
     rotation: float
     shutter_close: float
-    """When the exposure ends, seconds from the start of the night (compressed)."""
+    """When the exposure ends and its raws begin to come, seconds from the start of the night (compressed)."""
     announce: float
     """When the visit is announced, seconds from the start of the night."""
     raws: dict[int, str]
@@ -103,8 +103,8 @@ def simulate_night(
         The plan, as written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    # The times in the headers should be those at which the night is played:
-    # after the simulation, ppd-init and ppd's start, half a minute from now.
+    # About when the night is played: after the simulation, ppd-init and ppd's start, half a minute
+    # from now. The player writes the exposures' times as they are then.
     begin = time.time() + 20.0 + 2.0 * visits
     night_mjd = float(Time(begin + TAI_MINUS_UTC, format="unix_tai", scale="tai").mjd)
     conditions = [plan_conditions(number, seed, begin, cadence) for number in range(visits)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["NightPlayer", "next_visit"]
 
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 from ..visit import TAI_MINUS_UTC
 from .camera import INSTRUMENT
 from .night import NightPlan, PlannedVisit
+from .raws import set_times
 
 _LOG = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class NightPlayer:
             for detector in visit.raws:
                 when = visit.shutter_close + 0.05 * detector
                 if visit.announce > visit.shutter_close and detector % 3 == 0:
-                    when = visit.announce - _EARLY_SECONDS
+                    when = max(visit.shutter_close, visit.announce - _EARLY_SECONDS)
                 elif (detector + number) % 8 == 5:
                     when += _LATE_SECONDS
                 how = "slow" if (detector + number) % 3 == 1 else "rename"
@@ -127,6 +127,7 @@ class NightPlayer:
 
     def _play(self) -> None:
         begin = time.monotonic()
+        closed: dict[str, float] = {}
         for when, _, what, visit, detector in self.schedule():
             if self._stop.wait(max(0.0, begin + when - time.monotonic())):
                 return
@@ -137,32 +138,34 @@ class NightPlayer:
                     self.announced += 1
                 except Exception:
                     _LOG.exception("Visit %s could not be announced.", visit.group)
-            elif what == "rename":
-                self._rename(Path(visit.raws[detector]))
+                continue
+            # All raws of an exposure say the same of it, however long they take.
+            end = closed.setdefault(visit.group, time.time())
+            relative = Path(visit.raws[detector])
+            raw = set_times((Path(self.plan.staged) / relative).read_bytes(), end)
+            if what == "rename":
+                self._rename(relative, raw)
             else:
-                writer = threading.Thread(
-                    target=self._write_slowly, args=(Path(visit.raws[detector]),), daemon=True
-                )
+                writer = threading.Thread(target=self._write_slowly, args=(relative, raw), daemon=True)
                 writer.start()
                 self._writers.append(writer)
 
-    def _rename(self, relative: Path) -> None:
+    def _rename(self, relative: Path, raw: bytes) -> None:
         target = self._root / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
-        shutil.copyfile(Path(self.plan.staged) / relative, temporary)
+        temporary.write_bytes(raw)
         temporary.rename(target)
         with self._count:
             self.dropped += 1
 
-    def _write_slowly(self, relative: Path) -> None:
+    def _write_slowly(self, relative: Path, raw: bytes) -> None:
         target = self._root / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        data = (Path(self.plan.staged) / relative).read_bytes()
-        step = len(data) // _CHUNKS + 1
+        step = len(raw) // _CHUNKS + 1
         with target.open("wb") as stream:
-            for start in range(0, len(data), step):
-                stream.write(data[start : start + step])
+            for start in range(0, len(raw), step):
+                stream.write(raw[start : start + step])
                 stream.flush()
                 if self._stop.wait(_SLOW_SECONDS / _CHUNKS):
                     return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["SKY_MAG", "ZERO_POINT", "Conditions", "draw_scene", "simulate_raw", "write_raw"]
+__all__ = ["SKY_MAG", "ZERO_POINT", "Conditions", "draw_scene", "set_times", "simulate_raw", "write_raw"]
 
 import dataclasses
+import datetime
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import astropy.io.fits
 import numpy as np
 from astropy.time import Time
 
+from ..visit import TAI_MINUS_UTC
 from .camera import CAMERA, INSTRUMENT, focal_plane
 from .drawing import Psf, TanGrid, draw_galaxies, draw_points
 from .sky import BANDS, Sky
@@ -24,6 +27,8 @@ SKY_MAG = {"g": 21.8, "r": 21.0}
 """Sky brightness, AB magnitudes per square arcsec."""
 
 _COSMIC_RAYS = 9.0
+# As `_header` writes them: a time of 23 characters, so that another fits.
+_TIME_CARD = re.compile(rb"(DATE-(?:BEG|END)= ')([^']{23})(?=')")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +217,39 @@ def write_raw(path: Path, pixels: np.ndarray, header: dict[str, Any]) -> None:
     hdu.writeto(path, overwrite=True)
 
 
+def set_times(raw: bytes, end: float) -> bytes:
+    """Let the exposure of a raw be over at a time; nothing but two cards of its header changes.
+
+    Parameters
+    ----------
+    raw : `bytes`
+        What `write_raw` has written; it has no checksums.
+    end : `float`
+        When the shutter has closed, Unix seconds.
+
+    Returns
+    -------
+    raw : `bytes`
+        As long as before. ``DATE-SKY`` still says of when the sky is that was drawn.
+
+    Raises
+    ------
+    ValueError
+        Raised if it has no such cards.
+    """
+    cards = _TIME_CARD.findall(raw, 0, raw.find(b"END" + b" " * 77))
+    if len(cards) != 2:
+        raise ValueError("the raw has no DATE-BEG and DATE-END")
+    times = {name: datetime.datetime.fromisoformat(time.decode()) for name, time in cards}
+    tai = datetime.datetime.fromtimestamp(end + TAI_MINUS_UTC, datetime.UTC).replace(tzinfo=None)
+    later = tai - max(times.values())
+
+    def moved(card: re.Match[bytes]) -> bytes:
+        return card[1] + (times[card[1]] + later).isoformat(timespec="milliseconds").encode()
+
+    return _TIME_CARD.sub(moved, raw, count=2)
+
+
 def _add_cosmic_rays(electrons: np.ndarray, rng: np.random.Generator) -> None:
     side = electrons.shape[0]
     for _ in range(rng.poisson(_COSMIC_RAYS)):
@@ -228,6 +266,7 @@ def _header(c: Conditions, detector: int) -> dict[str, Any]:
     outline = focal_plane().outline(detector)
     begin = Time(c.begin_mjd, format="mjd", scale="tai")
     end = Time(c.begin_mjd + c.exposure_time / 86400.0, format="mjd", scale="tai")
+    middle = Time(c.middle_mjd, format="mjd", scale="tai")
     return {
         "INSTRUME": INSTRUMENT,
         "OBSID": c.obs_id,
@@ -239,6 +278,8 @@ def _header(c: Conditions, detector: int) -> dict[str, Any]:
         "FILTER": c.physical_filter,
         "DATE-BEG": begin.isot,
         "DATE-END": end.isot,
+        # Where the movers are; the night may be played at another time than was thought.
+        "DATE-SKY": middle.isot,
         "TIMESYS": "TAI",
         "EXPTIME": c.exposure_time,
         "DARKTIME": c.exposure_time + 0.5,

@@ -52,10 +52,9 @@ class BucketPlayer(NightPlayer):
         super().__init__(plan, Path(), publish)
         self._client, self._bucket, self._prefix = client, bucket, prefix
 
-    def _rename(self, relative: Path) -> None:
+    def _rename(self, relative: Path, raw: bytes) -> None:
         # An object is there whole or not at all.
-        data = (Path(self.plan.staged) / relative).read_bytes()
-        self._client.put_object(Bucket=self._bucket, Key=f"{self._prefix}{relative}", Body=data)
+        self._client.put_object(Bucket=self._bucket, Key=f"{self._prefix}{relative}", Body=raw)
         with self._count:
             self.dropped += 1
 

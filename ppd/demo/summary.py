@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["print_summary", "summarize_night"]
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +66,7 @@ def summarize_night(
         "failed": states.count("failed"),
         "datasets_exported": sum(t.datasets for t in history.timelines),
         "alerts": alerts,
+        "timeliness": dict(sorted(Counter(t.judged or "open" for t in history.timelines).items())),
         "detections": detections,
         "true_changes_10sigma": expected,
         "completeness_10sigma": round(found / expected, 4) if expected else None,
@@ -79,12 +81,13 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     """Print the figures as a table."""
     table = RichTable(title="The night", show_header=False, title_justify="left")
     for name, value in summary.items():
-        if name not in ("latency_s", "left_behind"):
+        if name not in ("timeliness", "latency_s", "left_behind"):
             table.add_row(name.replace("_", " "), "-" if value is None else str(value))
     for leg, values in summary["latency_s"].items():
         if values["p50"] is not None:
             text = f"p50 {values['p50']:.2f} s   p95 {values['p95']:.2f} s   max {values['max']:.2f} s"
             table.add_row(leg.replace("_", " "), text)
-    left = summary["left_behind"]
-    table.add_row("left behind", ", ".join(f"{k} {v}" for k, v in left.items()))
+    for name in ("timeliness", "left_behind"):
+        found = ", ".join(f"{k} {v}" for k, v in summary[name].items())
+        table.add_row(name.replace("_", " "), found)
     console.print(table)

@@ -6,15 +6,14 @@ negative is left out.
 
 from __future__ import annotations
 
-__all__ = ["LEGS", "SPANS", "Course", "Leg", "Outcome"]
+__all__ = ["LEGS", "SPANS", "Course", "Leg"]
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from .table import DetectorVisit, State
-
-Outcome = Literal["on_time", "late", "never"]
+from .table import OVER, DetectorVisit, State
+from .timeliness import Timeliness
 
 # An announcement that is sent again has raws that were taken long before it.
 _REPLAY_SECONDS = 60.0
@@ -69,7 +68,6 @@ class Course:
 
     def __init__(self, accepted: float | None):
         self._times: dict[str, float] = {} if accepted is None else {"accepted": accepted}
-        self._outcome: Outcome | None = None
 
     def note(self, name: str, when: float, detail: Mapping[str, Any], announced: float) -> bool:
         """Take note of an event.
@@ -117,7 +115,7 @@ class Course:
         seconds = self._times[leg.end] - max(begins)
         return seconds if seconds >= 0 else None
 
-    def judge(self, d: DetectorVisit, deadline: float) -> Outcome | None:
+    def judge(self, d: DetectorVisit, deadline: float) -> Timeliness | None:
         """Say once, when it is known, whether alerts were in time.
 
         Parameters
@@ -129,24 +127,23 @@ class Course:
 
         Returns
         -------
-        outcome : `str` or `None`
-            `None`: not known yet, or it has been told, or there is nothing
-            to tell: no raw came, or the announcement was sent again long
-            after the exposure.
+        alerts : `ppd.supervisor.timeliness.Timeliness` or `None`
+            `None`: it is not over yet, or it has been judged: of one that an
+            operator has tried again the first end counts.
         """
-        if self._outcome is not None or d.state not in (State.HANDED_OVER, State.EXPORTED, State.FAILED):
+        if d.alerts is not None or d.state not in OVER | {State.HANDED_OVER}:
             return None
-        failed = d.state is State.FAILED or bool(d.lost_cause)
+        if d.state is State.FAILED or d.lost_cause:
+            known = d.closed is not None and not self._replayed
+            return Timeliness.NEVER if known else Timeliness.NOT_JUDGED
         seconds = self.taken(SPANS[-1])
-        if failed and (d.closed is None or self._replayed):
-            return None
-        if not failed and seconds is None:
-            return None
-        self._outcome = "never" if failed or seconds is None else "on_time" if seconds <= deadline else "late"
-        return self._outcome
+        if seconds is None:
+            return Timeliness.NOT_JUDGED
+        return Timeliness.ON_TIME if seconds <= deadline else Timeliness.LATE
 
     @property
     def _replayed(self) -> bool:
+        """Whether its exposure was long before the announcement, or its header can't be right."""
         return "ingested" in self._times and "shutter" not in self._times
 
     def _later(self, name: str, when: object) -> bool:

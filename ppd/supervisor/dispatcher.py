@@ -96,8 +96,8 @@ class Dispatcher:
         clock = time.time()
         for claim in self.permits.late(clock):
             d = self._table.of_key(claim.who)
-            if d is not None and not d.late:
-                d.late = True
+            if d is not None and not d.expected_late:
+                d.expected_late = True
                 self._ledger.counters.add("late")
                 self._ledger.event(d, "late", seconds=clock + claim.work - claim.deadline)
         for key in self.permits.grant(clock, silent):

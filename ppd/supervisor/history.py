@@ -33,6 +33,7 @@ from ..errors import PpdError
 from ..messages import DetectorKey
 from .child_logs import log_file
 from .journal_schema import SCHEMA_VERSION, schema_version
+from .journaled import read_judged
 from .states import STATES
 
 _SECONDS = 10.0
@@ -75,6 +76,9 @@ class DetectorLine:
     reason: str
     updated: float
     """Unix seconds."""
+    alerts: str
+    """Whether its alerts were in time, a `ppd.supervisor.timeliness.Timeliness`; empty: that is open, or
+    nobody has judged it. In a list of visits nobody looks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +197,7 @@ def show_visit(state_dir: Path, group: str) -> VisitHistory:
     """
     with _reading(state_dir) as db:
         row = _find_visit(db, group)
-        detectors = _detectors(db, row[0], row[1])
+        detectors = _detectors(db, row[0], row[1], judged=True)
         return VisitHistory(_visit_line(row, detectors), json.loads(row[2]), detectors)
 
 
@@ -208,7 +212,7 @@ def show_detector(state_dir: Path, group: str, detector: int) -> DetectorHistory
     with _reading(state_dir) as db:
         row = _find_visit(db, group)
         instrument, _, _, _, accepted, night, _ = row
-        lines = _detectors(db, instrument, group, detector)
+        lines = _detectors(db, instrument, group, detector, judged=True)
         if not lines:
             raise HistoryError(f"Visit {group!r} has no detector {detector}.")
         happenings = [
@@ -287,15 +291,20 @@ def _find_visit(db: sqlite3.Connection, group: str) -> tuple[Any, ...]:
 
 
 def _detectors(
-    db: sqlite3.Connection, instrument: str, group: str, detector: int | None = None
+    db: sqlite3.Connection,
+    instrument: str,
+    group: str,
+    detector: int | None = None,
+    judged: bool = False,
 ) -> list[DetectorLine]:
     rows = db.execute(
         "SELECT detector, state, attempt, pipeline, reason, updated FROM detector_visit"
         " WHERE instrument=? AND group_name=? AND (? IS NULL OR detector=?) ORDER BY detector",
         (instrument, group, detector, detector),
     )
+    alerts = read_judged(db, instrument, group) if judged else {}
     return [
-        DetectorLine(number, state, attempt, pipeline or "", reason or "", updated)
+        DetectorLine(number, state, attempt, pipeline or "", reason or "", updated, alerts.get(number, ""))
         for number, state, attempt, pipeline, reason, updated in rows
     ]
 

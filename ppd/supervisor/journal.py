@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ["Journal", "OldVisit", "UnfinishedVisit"]
 
 import contextlib
-import itertools
 import json
 import logging
 import sqlite3
@@ -19,7 +18,15 @@ from ..deployment import day_obs as day_obs_of
 from ..errors import ConfigurationError, JournalError
 from ..messages import DetectorKey
 from .journal_schema import SCHEMA_VERSION, migrate
-from .journaled import JournaledVisit, OldVisit, Standing, UnfinishedVisit
+from .journaled import (
+    JournaledVisit,
+    OldVisit,
+    UnfinishedVisit,
+    read_judged,
+    read_over,
+    read_unfinished,
+    read_visit,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -249,32 +256,7 @@ class Journal:
 
     def unfinished(self) -> list[UnfinishedVisit]:
         """List what an earlier supervisor did not finish, oldest first."""
-        rows = self._db.execute(
-            "SELECT v.instrument, v.group_name, v.message, v.accepted, v.day_obs, v.deployment,"
-            " d.detector, d.state, d.attempt"
-            " FROM visit v JOIN detector_visit d USING (instrument, group_name)"
-            " WHERE d.state NOT IN ('exported', 'failed')"
-            " ORDER BY v.accepted, v.instrument, v.group_name, d.detector"
-        ).fetchall()
-        visits = []
-        for visit, own in itertools.groupby(rows, key=lambda r: r[:6]):
-            instrument, group, message, accepted, day_obs, deployment = visit
-            rows_of = list(own)
-            states = [(int(row[6]), row[7]) for row in rows_of]
-            visits.append(
-                UnfinishedVisit(
-                    instrument,
-                    group,
-                    json.loads(message),
-                    accepted,
-                    int(day_obs),
-                    deployment,
-                    tuple(d for d, state in states if state != "handed_over"),
-                    tuple(d for d, state in states if state == "handed_over"),
-                    {int(row[6]): int(row[8]) for row in rows_of},
-                )
-            )
-        return visits
+        return read_unfinished(self._db)
 
     def state_of(self, instrument: str, group: str, detector: int) -> tuple[str, str] | None:
         """Look up state and reason of a detector-visit as committed; `None`: nothing is known of it."""
@@ -284,47 +266,17 @@ class Journal:
         ).fetchone()
         return None if row is None else (row[0], row[1] or "")
 
+    def judged(self, instrument: str, group: str) -> dict[int, str]:
+        """Look up whether the alerts of a visit's detectors were in time, as committed."""
+        return read_judged(self._db, instrument, group)
+
     def find(self, instrument: str, group: str) -> JournaledVisit | None:
         """Look up a visit as committed; `None`: it is not there."""
-        whose = (instrument, group)
-        row = self._db.execute(
-            "SELECT message, accepted, day_obs FROM visit WHERE instrument=? AND group_name=?", whose
-        ).fetchone()
-        if row is None:
-            return None
-        exported: dict[int, int] = {}
-        raws: dict[int, dict[str, None]] = {}
-        for detector, name, detail in self._db.execute(
-            "SELECT detector, name, detail FROM event WHERE instrument=? AND group_name=?"
-            " AND name IN ('exported', 'raw_seen') ORDER BY id",
-            whose,
-        ):
-            found = json.loads(detail)
-            if name == "exported":
-                exported[detector] = exported.get(detector, 0) + int(found.get("datasets", 0))
-            else:
-                raws.setdefault(detector, {})[str(found.get("uri", ""))] = None
-        detectors = {
-            int(d): Standing(state, int(attempt), exported.get(d, 0), tuple(raws.get(d, ())))
-            for d, state, attempt in self._db.execute(
-                "SELECT detector, state, attempt FROM detector_visit"
-                " WHERE instrument=? AND group_name=? ORDER BY detector",
-                whose,
-            )
-        }
-        return JournaledVisit(json.loads(row[0]), float(row[1]), int(row[2]), detectors)
+        return read_visit(self._db, instrument, group)
 
     def over_before(self, day_obs: int) -> Iterator[OldVisit]:
         """List the visits of the nights before one of which nothing is unfinished, oldest first."""
-        rows = self._db.execute(
-            "SELECT instrument, group_name, message, accepted FROM visit v WHERE day_obs < ?"
-            " AND NOT EXISTS (SELECT 1 FROM detector_visit d WHERE d.instrument = v.instrument"
-            " AND d.group_name = v.group_name AND d.state NOT IN ('exported', 'failed'))"
-            " ORDER BY day_obs, accepted",
-            (day_obs,),
-        )
-        for instrument, group, message, accepted in rows:
-            yield OldVisit(instrument, group, json.loads(message), accepted)
+        return read_over(self._db, day_obs)
 
     def forget(self, instrument: str, group: str, events: int) -> bool:
         """Delete a visit that is over, by bites; the room is used again for later ones.

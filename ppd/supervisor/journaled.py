@@ -1,11 +1,23 @@
-"""Visits as the journal has them."""
+"""Visits as the journal has them, and how they are read there."""
 
 from __future__ import annotations
 
-__all__ = ["JournaledVisit", "OldVisit", "Standing", "UnfinishedVisit"]
+__all__ = [
+    "JournaledVisit",
+    "OldVisit",
+    "Standing",
+    "UnfinishedVisit",
+    "read_judged",
+    "read_over",
+    "read_unfinished",
+    "read_visit",
+]
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 
@@ -62,3 +74,86 @@ class JournaledVisit:
     day_obs: int
     """The night that it was accepted for."""
     detectors: Mapping[int, Standing]
+
+
+def read_unfinished(db: sqlite3.Connection) -> list[UnfinishedVisit]:
+    """List the visits of which something is unfinished, oldest first."""
+    rows = db.execute(
+        "SELECT v.instrument, v.group_name, v.message, v.accepted, v.day_obs, v.deployment,"
+        " d.detector, d.state, d.attempt"
+        " FROM visit v JOIN detector_visit d USING (instrument, group_name)"
+        " WHERE d.state NOT IN ('exported', 'failed')"
+        " ORDER BY v.accepted, v.instrument, v.group_name, d.detector"
+    ).fetchall()
+    visits = []
+    for visit, own in itertools.groupby(rows, key=lambda r: r[:6]):
+        instrument, group, message, accepted, day_obs, deployment = visit
+        rows_of = list(own)
+        states = [(int(row[6]), row[7]) for row in rows_of]
+        visits.append(
+            UnfinishedVisit(
+                instrument,
+                group,
+                json.loads(message),
+                accepted,
+                int(day_obs),
+                deployment,
+                tuple(d for d, state in states if state != "handed_over"),
+                tuple(d for d, state in states if state == "handed_over"),
+                {int(row[6]): int(row[8]) for row in rows_of},
+            )
+        )
+    return visits
+
+
+def read_judged(db: sqlite3.Connection, instrument: str, group: str) -> dict[int, str]:
+    """Look up whether the alerts of a visit's detectors were in time."""
+    rows = db.execute(
+        "SELECT detector, detail FROM event WHERE instrument=? AND group_name=? AND name='judged'",
+        (instrument, group),
+    )
+    return {int(detector): str(json.loads(detail)["alerts"]) for detector, detail in rows}
+
+
+def read_visit(db: sqlite3.Connection, instrument: str, group: str) -> JournaledVisit | None:
+    """Look up a visit; `None`: it is not there."""
+    whose = (instrument, group)
+    row = db.execute(
+        "SELECT message, accepted, day_obs FROM visit WHERE instrument=? AND group_name=?", whose
+    ).fetchone()
+    if row is None:
+        return None
+    exported: dict[int, int] = {}
+    raws: dict[int, dict[str, None]] = {}
+    for detector, name, detail in db.execute(
+        "SELECT detector, name, detail FROM event WHERE instrument=? AND group_name=?"
+        " AND name IN ('exported', 'raw_seen') ORDER BY id",
+        whose,
+    ):
+        found = json.loads(detail)
+        if name == "exported":
+            exported[detector] = exported.get(detector, 0) + int(found.get("datasets", 0))
+        else:
+            raws.setdefault(detector, {})[str(found.get("uri", ""))] = None
+    detectors = {
+        int(d): Standing(state, int(attempt), exported.get(d, 0), tuple(raws.get(d, ())))
+        for d, state, attempt in db.execute(
+            "SELECT detector, state, attempt FROM detector_visit"
+            " WHERE instrument=? AND group_name=? ORDER BY detector",
+            whose,
+        )
+    }
+    return JournaledVisit(json.loads(row[0]), float(row[1]), int(row[2]), detectors)
+
+
+def read_over(db: sqlite3.Connection, day_obs: int) -> Iterator[OldVisit]:
+    """List the visits of the nights before one of which nothing is unfinished, oldest first."""
+    rows = db.execute(
+        "SELECT instrument, group_name, message, accepted FROM visit v WHERE day_obs < ?"
+        " AND NOT EXISTS (SELECT 1 FROM detector_visit d WHERE d.instrument = v.instrument"
+        " AND d.group_name = v.group_name AND d.state NOT IN ('exported', 'failed'))"
+        " ORDER BY day_obs, accepted",
+        (day_obs,),
+    )
+    for instrument, group, message, accepted in rows:
+        yield OldVisit(instrument, group, json.loads(message), accepted)

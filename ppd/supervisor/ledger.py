@@ -12,7 +12,8 @@ from ..logs import bound
 from .counters import Counters
 from .journal import Journal
 from .measures import Measures
-from .table import DetectorVisit, State
+from .table import DetectorVisit, State, VisitEntry
+from .timeliness import Timeliness
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,7 +51,18 @@ class Ledger:
             pipeline=pipeline,
             reason=reason,
         )
-        self.measures.changed(d)
+        alerts = self.measures.changed(d)
+        if alerts is not None:
+            d.alerts = alerts
+            # For the next supervisor, too: what is tried again under it is not judged again.
+            detail = {"attempt": d.attempt, "alerts": alerts.value}
+            self.journal.event(d.instrument, d.group, d.detector, "judged", detail)
+
+    def recall(self, entry: VisitEntry) -> None:
+        """Take what was judged of detector-visits, by whatever supervisor, from the journal."""
+        judged = self.journal.judged(entry.visit.instrument, entry.visit.groupId)
+        for detector in judged.keys() & entry.detectors.keys():
+            entry.detectors[detector].alerts = Timeliness(judged[detector])
 
     def event(self, d: DetectorVisit, name: str, when: float | None = None, /, **detail: Any) -> None:
         """Note that something happened to a detector-visit, by default just now."""

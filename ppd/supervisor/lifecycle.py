@@ -173,6 +173,7 @@ class Lifecycle:
             why,
         )
         self.counters.add("retries_asked", len(entry.detectors))
+        self.ledger.recall(entry)
         self.raws.recall(visit.groupId, entry.detectors.keys())
         self.take_on(entry, seen)
         # It is as fresh as it was announced now, for all that is left to do of it.
@@ -386,8 +387,6 @@ class Lifecycle:
             d.putting_back = False
             self.ledger.change(d, State.RUNNING)
             self._sources.dismiss(d.group, d.detector)
-        elif message.name == "pipeline_end" and message.detail.get("success"):
-            d.pipeline_ended = message.time
         elif message.name == "preprocess_end" and not message.detail.get("success", True):
             self.ledger.fault(d, "preprocess_failed", reason)
         elif message.name in _FAULTS:

@@ -13,12 +13,14 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from ..config import Settings
 from .courses import LEGS, SPANS, Course, Leg
 from .table import OVER, DetectorVisit, State
+from .timeliness import Timeliness
 from .traces import NoTraces, Traces
 
 # Seconds; 60 is the deadline of alerts, and has to be among them.
 _BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 300, 600, 3600)
 _BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200)
-_OUTCOMES = ("on_time", "late", "never")
+# What nobody can judge tells nothing of the service.
+_OUTCOMES = (Timeliness.ON_TIME, Timeliness.LATE, Timeliness.NEVER)
 
 
 class Measures:
@@ -84,26 +86,33 @@ class Measures:
         # From the start, so that the first of each is seen as an increase.
         for leg in LEGS:
             self._legs.labels(leg.name)
-        for outcome in _OUTCOMES:
-            self._alerts.labels(outcome)
+        for alerts in _OUTCOMES:
+            self._alerts.labels(alerts)
 
     def know_detectors(self, detectors: Iterable[int]) -> None:
         """Count the failures of these detectors, from none."""
         for detector in detectors:
             self._failures.labels(str(detector))
 
-    def changed(self, d: DetectorVisit) -> None:
-        """Take note of a detector-visit's new state."""
+    def changed(self, d: DetectorVisit) -> Timeliness | None:
+        """Take note of a detector-visit's new state.
+
+        Returns
+        -------
+        alerts : `ppd.supervisor.timeliness.Timeliness` or `None`
+            Whether its alerts were in time, if that is known from now on.
+        """
         course = self._course(d)
         self._pass(d, course, f"is_{d.state.value}", time.time(), {})
-        outcome = course.judge(d, self._settings.alert_deadline)
-        if outcome is not None:
-            self._alerts.labels(outcome).inc()
+        alerts = course.judge(d, self._settings.alert_deadline)
+        if alerts in _OUTCOMES:
+            self._alerts.labels(alerts).inc()
         if d.state in OVER:
             if d.state is State.FAILED:
                 self._failures.labels(str(d.detector)).inc()
             self._courses.pop((d.group, d.detector), None)
             self.traces.detector_visit(d, time.time())
+        return alerts
 
     def happened(self, d: DetectorVisit, name: str, when: float, detail: Mapping[str, Any]) -> None:
         """Take note of an event of a detector-visit, at a time in Unix seconds."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 __all__ = ["describe_detectors"]
 
+import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from .faults import ailments
 from .readiness import why_not_accepting
 from .table import LIVE, OVER, DetectorVisit, State, VisitEntry
+from .timeliness import count_timeliness
 from .visits_in_hand import group_states
 
 if TYPE_CHECKING:
@@ -35,11 +38,13 @@ def describe_detectors(supervisor: Supervisor) -> dict[str, Any]:
     -------
     described : `dict`
         ``detectors`` by ID: ``group``, ``state``, ``since``, and where there
-        is something to tell ``phase``, ``attempt``, ``reason``, ``late``,
+        is something to tell ``phase``, ``attempt``, ``reason``, ``alerts`` (as
+        `ppd.supervisor.timeliness.count_timeliness` calls it, unless open),
         ``raw`` (when its last raw was complete), ``failed`` (how many of the
         last visits, with ``failed_group`` and ``failed_reason`` of the last
         of them) and ``paused``.  ``visits``: the last ones, oldest first.
         ``unready``: why a visit would not be taken now; empty if it would.
+        ``faults``: what is wrong now, ``component`` and ``text`` of each.
         ``started``, ``alert_deadline`` and ``cache_bytes``.
     """
     visits = list(supervisor.lifecycle.table.visits.values())[-_LAST_VISITS:]
@@ -59,6 +64,7 @@ def describe_detectors(supervisor: Supervisor) -> dict[str, Any]:
     return {
         "detectors": {str(number): entry for number, entry in sorted(detectors.items())},
         "visits": [_visit(entry) for entry in visits],
+        "faults": [dataclasses.asdict(a) for a in ailments(supervisor)],
         "unready": [refusal] if refusal is not None else [],
         "started": round(supervisor.started, _DIGITS),
         "alert_deadline": supervisor.settings.alert_deadline,
@@ -92,8 +98,10 @@ def _entry(d: DetectorVisit) -> dict[str, Any]:
     reason = d.reason or d.remark
     if reason:
         entry["reason"] = reason[:_MAX_REASON]
-    if d.late:
-        entry["late"] = True
+    if d.alerts is not None:
+        entry["alerts"] = d.alerts.value
+    elif d.expected_late:
+        entry["alerts"] = "expected_late"
     if d.closed is not None:
         entry["raw"] = round(d.closed, _DIGITS)
     return entry
@@ -113,5 +121,5 @@ def _visit(entry: VisitEntry) -> dict[str, Any]:
         "over": round(max(d.since for d in own), _DIGITS) if over else None,
         "slowest": round(max(spans), 1) if spans else None,
         "states": group_states(entry),
-        "late": sum(d.late for d in own),
+        "alerts": count_timeliness(own),
     }

@@ -121,6 +121,7 @@ def _accept_again(
     if missing:
         _give_up(lifecycle, left, missing, PpdError("the configuration has no pipeline for it any more"))
     if entry.detectors:
+        lifecycle.ledger.recall(entry)
         # It is in the journal already: a disk that is full now must not make it fail.
         lifecycle.take_on(entry)
         for d in entry.detectors.values():

@@ -13,6 +13,7 @@ from .faults import ailments
 from .readiness import why_not_accepting
 from .steering import describe_pauses
 from .table import LIVE, PAST_CHILDREN
+from .timeliness import count_timeliness
 from .visits_in_hand import group_states
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
                 "filter": entry.visit.filters,
                 "accepted": entry.accepted,
                 "states": group_states(entry),
-                "late": sum(d.late for d in entry.detectors.values()),
+                "alerts": count_timeliness(entry.detectors.values()),
             }
         )
     live = [d for d in life.table if d.state in LIVE]

@@ -14,6 +14,7 @@ from ..sources.raws import Candidate
 from ..visit import BareVisit
 from .deployments import Deployment
 from .inputs import VisitInputs
+from .timeliness import Timeliness
 
 
 class State(enum.StrEnum):
@@ -85,10 +86,10 @@ class DetectorVisit:
     """Whether another try may follow when its child is ended by the supervisor."""
     closed: float | None = None
     """When its last raw was seen complete, Unix seconds."""
-    pipeline_ended: float | None = None
-    """When its main pipeline came to its end, Unix seconds."""
-    late: bool = False
-    """Whether its alerts will be late, as was seen when it waited for a processor."""
+    expected_late: bool = False
+    """Whether it was seen, when it waited for a processor, that its alerts will hardly be in time."""
+    alerts: Timeliness | None = None
+    """Whether its alerts were in time; `None`: that is open. What was judged once stays, for all attempts."""
     putting_back: bool = False
     """Whether its child was told to make room."""
     put_backs: int = 0
@@ -139,7 +140,7 @@ class DetectorVisit:
         self.attempt += 1
         self.state, self.since = State.WAITING, time.time()
         self.pid = self.identity = self.raws_until = self.terminated_at = None
-        self.done = self.exited_at = self.exit_code = self.pipeline_ended = None
+        self.done = self.exited_at = self.exit_code = None
         self.told_no_more = self.exported = self.looked_for = False
         self.set_aside = ""
         self.may_retry = True

@@ -7,7 +7,8 @@ __all__ = ["describe_visits", "group_states"]
 import time
 from typing import TYPE_CHECKING, Any
 
-from .table import OVER, DetectorVisit, State, VisitEntry
+from .table import OVER, State, VisitEntry
+from .timeliness import count_timeliness
 
 if TYPE_CHECKING:
     from .daemon import Supervisor
@@ -25,10 +26,10 @@ def describe_visits(supervisor: Supervisor) -> list[dict[str, Any]]:
     -------
     visits : `list` [ `dict` ]
         In the order in which they were accepted: what was announced, detectors by state,
-        and whether alerts were in time.
+        and how many alerts were in time.
     """
-    now, seconds = time.time(), supervisor.settings.alert_deadline
-    return [_describe(entry, now, seconds) for entry in supervisor.lifecycle.table.visits.values()]
+    now = time.time()
+    return [_describe(entry, now) for entry in supervisor.lifecycle.table.visits.values()]
 
 
 def group_states(entry: VisitEntry) -> dict[str, int]:
@@ -37,9 +38,8 @@ def group_states(entry: VisitEntry) -> dict[str, int]:
     return {state.value: states.count(state) for state in State if state in states}
 
 
-def _describe(entry: VisitEntry, now: float, alert_deadline: float) -> dict[str, Any]:
+def _describe(entry: VisitEntry, now: float) -> dict[str, Any]:
     visit, detectors = entry.visit, list(entry.detectors.values())
-    timely = [_in_time(d, visit.duration, alert_deadline) for d in detectors]
     reasons = [d.reason for d in detectors if d.reason]
     return {
         "group": visit.groupId,
@@ -54,17 +54,6 @@ def _describe(entry: VisitEntry, now: float, alert_deadline: float) -> dict[str,
         "over": all(d.state in OVER for d in detectors),
         "states": group_states(entry),
         "again": sum(d.attempt > 1 for d in detectors),
-        "alerts": {
-            "in_time": timely.count(True),
-            "late": sum(found is False or (found is None and d.late) for found, d in zip(timely, detectors)),
-        },
+        "alerts": count_timeliness(detectors),
         "reason": reasons[-1] if reasons else "",
     }
-
-
-def _in_time(d: DetectorVisit, duration: float, alert_deadline: float) -> bool | None:
-    """Whether its pipeline, which sends its alerts, ended in time; `None`: it has not ended."""
-    if d.pipeline_ended is None:
-        return None
-    end = d.accepted + duration if d.closed is None else d.closed
-    return d.pipeline_ended <= end + alert_deadline

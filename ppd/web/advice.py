@@ -2,71 +2,73 @@
 
 from __future__ import annotations
 
-__all__ = ["advise"]
+__all__ = ["REMEDIES", "Remedy", "advise"]
 
-# What a fault begins with (or has in it), what it means for the night, and what to do; the first
-# that fits counts.
-_ADVICE: tuple[tuple[str, str, str], ...] = (
-    (
-        "export:",
+from typing import NamedTuple
+
+
+class Remedy(NamedTuple):
+    """What helps when a part of ppd is in trouble."""
+
+    meaning: str
+    """What it means for the night."""
+    command: str
+    """What to run."""
+
+
+REMEDIES = {
+    "export": Remedy(
         "Outputs wait in the spool, on disk: nothing is lost, but no alert products reach central.",
         "ppdctl doctor",
     ),
-    ("replica:", "Inputs are read from the primary meanwhile; that is slower, not wrong.", "ppdctl doctor"),
-    (
-        "init-outputs",
-        "Visits of that day wait until ppd-init has prepared it.",
-        "ppd-init, as the fault says",
+    "central": Remedy(
+        "Visits wait for their inputs, and outputs in the spool; it goes on by itself when central is back.",
+        "ppdctl doctor",
     ),
-    (
-        "dead letters",
-        "Outputs that central refuses were set aside; all others are exported.",
-        "ppdctl dead-letters list",
+    "replica": Remedy(
+        "Inputs are read from the primary meanwhile; that is slower, not wrong.", "ppdctl doctor"
     ),
-    (
-        "nursery:",
+    "init_outputs": Remedy(
+        "Visits of that day wait until ppd-init has prepared it.", "ppd-init, as the fault says"
+    ),
+    "spool": Remedy(
+        "Outputs come faster than central takes them, or the disk is full: children wait with theirs for"
+        " room, and when it is full, no visit is taken.",
+        "ppdctl dead-letters list; ppdctl doctor; df -h",
+    ),
+    "dead_letters": Remedy(
+        "Outputs that central refuses were set aside; all others are exported.", "ppdctl dead-letters list"
+    ),
+    "nursery": Remedy(
         "No child can be started until it is there; it is started again by itself.",
         "ppdctl doctor; the daemon's log says why",
     ),
-    (
-        "journal:",
-        "No visit is taken: it could be lost. Mostly the disk of state_dir is full.",
-        "df -h; ppdctl doctor",
+    "journal": Remedy(
+        "No visit is taken: it could be lost. Mostly the disk of state_dir is full.", "df -h; ppdctl doctor"
     ),
-    (
-        "raws from",
-        "Raws from there are not seen; visits wait for them, not for ever.",
-        "ppdctl doctor",
-    ),
-    (
-        "the spool",
-        "Outputs come faster than central takes them, or the disk is full; when full, no visit is taken.",
-        "ppdctl dead-letters list; ppdctl doctor; df -h",
-    ),
-    (
-        "room in the spool",
-        "Children hold their outputs until there is room; make room on that file system.",
-        "df -h",
-    ),
-    ("web:", "Only this page is concerned.", "ppdctl config show http_listen"),
-)
-_ELSE = ("Nobody has written down what helps here.", "ppdctl doctor")
+    "raws": Remedy("Raws from there are not seen; visits wait for them, not for ever.", "ppdctl doctor"),
+    "web": Remedy("Only this page is concerned, and /metrics.", "ppdctl config show http_listen"),
+}
+"""By component, as `ppd.supervisor.faults.COMPONENTS` has them."""
+
+# The page must not go dark because somebody has forgotten one; a test sees that nobody has.
+_ELSE = Remedy("Nobody has written down what helps here.", "ppdctl doctor")
 
 
-def advise(fault: str) -> dict[str, str]:
+def advise(component: str, text: str) -> dict[str, str]:
     """Say what a fault means and what to do.
 
     Parameters
     ----------
-    fault : `str`
-        One of ``faults`` of ``ppdctl status``.
+    component : `str`
+        Which part of ppd it is of.
+    text : `str`
+        What it is, for people.
 
     Returns
     -------
     advice : `dict` [ `str`, `str` ]
-        ``text``, the fault itself; ``meaning``; ``command``, what to run.
+        ``component`` and ``text`` as given; ``meaning``; ``command``, what to run.
     """
-    meaning, command = next(
-        ((meaning, command) for mark, meaning, command in _ADVICE if mark in fault), _ELSE
-    )
-    return {"text": fault, "meaning": meaning, "command": command}
+    remedy = REMEDIES.get(component, _ELSE)
+    return {"component": component, "text": text, "meaning": remedy.meaning, "command": remedy.command}

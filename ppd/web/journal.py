@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["HistoryError", "detector_visits", "one_detector", "past", "tail_of_log"]
 
+import collections
 import dataclasses
 import os
 from pathlib import Path
@@ -66,7 +67,7 @@ def _visit(found: VisitHistory) -> dict[str, Any]:
         "over": round(max(d.updated for d in found.detectors), 2) if over and found.detectors else None,
         "slowest": None,
         "states": found.visit.states,
-        "late": 0,
+        "alerts": collections.Counter(d.alerts for d in found.detectors if d.alerts),
     }
 
 
@@ -74,6 +75,8 @@ def _entry(group: str, d: DetectorLine) -> dict[str, Any]:
     entry: dict[str, Any] = {"group": group, "state": d.state, "since": round(d.updated, 2)}
     if d.reason:
         entry["reason"] = d.reason
+    if d.alerts:
+        entry["alerts"] = d.alerts
     if d.state == "failed":
         entry |= {"failed": 1, "failed_group": group, "failed_reason": d.reason}
     return entry

@@ -61,14 +61,14 @@ def make_picture(status: Mapping[str, Any], overview: Mapping[str, Any], past: P
         },
         "verdict": judge(
             visits,
-            status["faults"],
+            [fault["text"] for fault in overview["faults"]],
             overview["unready"],
             paused["all"] is not None,
             status["health"] == "draining",
             overview["alert_deadline"],
             now,
         ),
-        "faults": [advise(fault) for fault in status["faults"]],
+        "faults": [advise(fault["component"], fault["text"]) for fault in overview["faults"]],
         "unready": overview["unready"],
         "paused": paused["all"],
         "gauges": {

@@ -89,7 +89,8 @@ def _judge(
     what = f"{exported} of {total} detectors of visit {last['group']} exported"
     so_far = 0 if current is last else _count(current, "failed")
     lacks = [f"{failed} failed"] if failed else []
-    lacks += [f"{last['late']} late"] if last["late"] else []
+    missed = last["alerts"].get("late", 0)
+    lacks += [f"{missed} late"] if missed else []
     lacks += [f"and {so_far} of the visit at work failed"] if so_far else []
     if lacks:
         words = "Alerts flow, not from all detectors" if failed or so_far else "Alerts flow, late"

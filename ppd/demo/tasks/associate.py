@@ -117,7 +117,7 @@ class AssociateApdbTask(PipelineTask):
         candidates : `astropy.table.Table`
             Measured candidates.
         summary : `dict`
-            Gives begin and length of the exposure.
+            Gives begin and length of the exposure, and of when its sky is.
         objects, movers : `astropy.table.Table` or `None`
             What pre-processing found; `None` if it failed.
         visit, detector : `int`
@@ -141,7 +141,8 @@ class AssociateApdbTask(PipelineTask):
         sources["timeProcessedMjdTai"] = np.full(
             len(sources), Time(time.time() + _TAI_MINUS_UTC, format="unix_tai", scale="tai").mjd
         )
-        moving = _nearest(sources, _moved(movers, middle), self.config.moverRadius)
+        sky_middle = Time(summary["sky_tai"], format="isot", scale="tai").mjd
+        moving = _nearest(sources, _moved(movers, sky_middle), self.config.moverRadius)
         known = _nearest(sources, objects, self.config.matchRadius)
         ss_ids = np.zeros(len(sources), dtype=np.int64)
         object_ids = np.zeros(len(sources), dtype=np.int64)
@@ -201,7 +202,7 @@ def _vectors(table: Table) -> np.ndarray:
 
 
 def _moved(movers: Table | None, mjd: float) -> Table | None:
-    """Move predictions from the announced time to the true one."""
+    """Move predictions from the announced time to that of the simulated sky."""
     if movers is None or not len(movers):
         return movers
     hours = (mjd - np.asarray(movers["mjd_tai"])) * 24.0

@@ -232,6 +232,7 @@ class CalibrateImageTask(PipelineTask):
             "n_astrometry": int(used.sum()),
             "n_photometry": int(n_phot),
             "begin_tai": str(exposure.metadata["DATE-BEG"]),
+            "sky_tai": str(exposure.metadata["DATE-SKY"]),
             "exposure_time": float(exposure.metadata["EXPTIME"]),
         }
         for name in ("psf_fwhm_pixel", "zero_point", "astrometric_rms_arcsec", "n_stars", "n_photometry"):

@@ -1,6 +1,6 @@
 // The focal plane: each detector where it lies, coloured by what it is at.
 
-import { KINDS, kindOf, secondsSinceRaw, span, whatItDoes } from "./words.js";
+import { ALERTS, KINDS, kindOf, missed, secondsSinceRaw, span, whatItDoes } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 // Shares of the alert deadline at which the colour changes.
@@ -139,14 +139,14 @@ export function makeFocalPlane(svg, hover, chosen) {
   function paint(entries, deadline, now) {
     label = (id) => {
       const { shape } = places.get(id);
-      return describe(shape, entries[id], now, deadline);
+      return describe(shape, entries[id], now);
     };
     for (const [id, p] of places) {
       const entry = entries[id];
       const kind = kindOf(entry);
       const seconds = secondsSinceRaw(entry, now);
       p.g.dataset.kind = byState ? kind : step(seconds, deadline);
-      p.g.classList.toggle("late", Boolean(entry?.late));
+      p.g.classList.toggle("late", missed(entry));
       p.g.classList.toggle("failed-before", Boolean(entry?.failed) && kind !== "failed");
       p.sign.textContent = byState ? KINDS[kind].sign : seconds == null ? "" : `${Math.round(seconds)}${isMany() ? "" : " s"}`;
       p.info.textContent = entry?.since && kind !== "none" && kind !== "paused" ? `${KINDS[kind].short} ${sinceWhen(entry, now)}` : "";
@@ -182,7 +182,7 @@ export function step(seconds, deadline) {
 export function steps(deadline) {
   const ends = STEPS.map((share) => Math.round(share * deadline));
   const named = ends.map((end, i) => [`step-${i}`, `${i ? ends[i - 1] : 0} to ${end} s`]);
-  return [...named, ["step-over", `more than ${ends.at(-1)} s: late`], ["step-none", "no raw yet"]];
+  return [...named, ["step-over", `more than ${ends.at(-1)} s`], ["step-none", "no raw yet"]];
 }
 
 const sinceWhen = (entry, now) => {
@@ -190,12 +190,12 @@ const sinceWhen = (entry, now) => {
   return span(now - entry.since) + (over ? " ago" : "");
 };
 
-export function describe(shape, entry, now, deadline) {
+export function describe(shape, entry, now) {
   const parts = [`detector ${shape.id} ${shape.name}: ${whatItDoes(entry)}`];
   if (entry?.since) parts.push(sinceWhen(entry, now));
   const seconds = secondsSinceRaw(entry, now);
   if (seconds != null) parts.push(`${Math.round(seconds)} s ${entry.state === "exported" ? "from raw to export" : "since its raw"}`);
-  if (entry?.late || (seconds ?? 0) > deadline) parts.push("late");
+  if (entry?.alerts) parts.push(ALERTS[entry.alerts]);
   if (entry?.attempt) parts.push(`attempt ${entry.attempt}`);
   if (entry?.state === "failed" && entry.reason) parts.push(entry.reason);
   else if (entry?.failed) parts.push(`failed in ${entry.failed} of the last visits`);

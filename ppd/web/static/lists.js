@@ -1,6 +1,6 @@
 // All of the page but the focal plane: the verdict, what is wrong, gauges, visits, errors.
 
-import { KINDS, bytes, clock, command, kindOf, kindOfState, make, moment, span } from "./words.js";
+import { KINDS, bytes, clock, command, kindOf, kindOfState, make, missed, moment, span } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const SIGNS = { ok: "✓", idle: "–", paused: "‖", warning: "!", trouble: "✕", none: "…" };
@@ -77,7 +77,7 @@ export function showTrouble(picture, name, choose) {
 function troubles(entries) {
   const groups = new Map();
   for (const [id, e] of Object.entries(entries)) {
-    const [kind, reason] = e.failed ? ["failed", e.failed_reason] : e.paused ? ["paused", e.paused] : e.late ? ["late", ""] : [];
+    const [kind, reason] = e.failed ? ["failed", e.failed_reason] : e.paused ? ["paused", e.paused] : missed(e) ? [e.alerts, ""] : [];
     if (!kind) continue;
     const key = `${kind} ${reason.replace(/\d+/g, "#")}`;
     const group = groups.get(key) ?? { kind, reason, group: e.failed_group, first: id, often: [], ids: [], failures: 0 };
@@ -86,7 +86,7 @@ function troubles(entries) {
     if (e.failed >= OFTEN) group.often.push(Number(id));
     groups.set(key, group);
   }
-  const order = ["failed", "late", "paused"];
+  const order = ["failed", "expected_late", "late", "paused"];
   return [...groups.values()].sort((a, b) => order.indexOf(a.kind) - order.indexOf(b.kind) || b.failures - a.failures);
 }
 
@@ -94,7 +94,8 @@ function troubleLine({ kind, reason, group, first, often, ids, failures }, name,
   const one = ids.length === 1;
   const said = {
     failed: one ? `failed ${failures === 1 ? "once" : `${failures} times`} in the last visits` : "failed in the last visits",
-    late: one ? "is late: its alerts will miss the deadline" : "are late: their alerts will miss the deadline",
+    expected_late: one ? "is late: its alerts will miss the deadline" : "are late: their alerts will miss the deadline",
+    late: one ? "was late: its alerts have missed the deadline" : "were late: their alerts have missed the deadline",
     paused: one ? "takes no visits" : "take no visits",
   }[kind];
   const links = ids.slice(0, MAX_LINKS).flatMap((id) => [
@@ -133,12 +134,16 @@ function visitRow(v) {
     bar.append(part);
   }
   const words = order.map((kind) => `${counts[kind]} ${KINDS[kind].short}`).join(", ");
+  const late = [["late", "late"], ["expected_late", "will be late"]]
+    .filter(([kind]) => v.alerts[kind])
+    .map(([kind, said]) => `${v.alerts[kind]} ${said}`)
+    .join(", ");
   return make(
     "tr",
     {},
     make("td", {}, clock(v.accepted)),
     make("th", { scope: "row" }, v.group, v.filter && make("small", {}, ` ${v.filter}`)),
-    make("td", { class: "states" }, bar, make("small", {}, words, v.late ? make("b", { class: "late" }, ` ⚑ ${v.late} late`) : null)),
+    make("td", { class: "states" }, bar, make("small", {}, words, late && make("b", { class: "late" }, ` ⚑ ${late}`))),
     make("td", {}, v.slowest == null ? "–" : `${Math.round(v.slowest)} s`),
   );
 }

@@ -122,7 +122,7 @@ function tick() {
   showVerdict(picture, now);
   plane.paint(picture.detectors, deadline, now);
   const shape = detectors.find((d) => d.id === panel.detector);
-  if (shape) panel.now(describe(shape, picture.detectors[shape.id], now, deadline));
+  if (shape) panel.now(describe(shape, picture.detectors[shape.id], now));
 }
 
 const stream = listen(told);

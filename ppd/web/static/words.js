@@ -37,6 +37,17 @@ const PHASES = {
   looking_back: "looks into a killed attempt",
 };
 
+// Whether alerts were in time, by the shutter's close: ppd judges, not the page.
+export const ALERTS = {
+  on_time: "alerts in time",
+  late: "alerts late",
+  never: "no alerts",
+  not_judged: "alerts not judged",
+  expected_late: "alerts will be late",
+};
+
+export const missed = (entry) => entry?.alerts === "late" || entry?.alerts === "expected_late";
+
 export const kindOfState = (state) => OF_STATE[state] ?? "none";
 
 // In these it is not its raw or a processor that it waits for.
