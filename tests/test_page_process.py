@@ -18,6 +18,7 @@ import pytest
 from observatory import wait_for
 from page_support import Site
 
+from ppd._keys import make_server
 from ppd.config import Settings
 from ppd.demo.camera import focal_plane
 from ppd.supervisor.web_keeper import WebKeeper
@@ -72,7 +73,7 @@ def test_start_and_rights(settings: Settings, keep: Callable[[Settings], WebKeep
     keeper = keep(settings)
     address = _await(keeper, lambda: keeper.state.address)
     assert keeper.fault() is None
-    assert keeper.describe() == {"address": address, "trouble": None}
+    assert keeper.describe() == {"address": address, "gate": None, "trouble": None}
     assert len(Site(address).json("/api/focal-plane")["detectors"]) == 9
     (pid,) = keeper.pids
     process = psutil.Process(pid)
@@ -98,6 +99,20 @@ def test_an_end_unasked_is_a_fault_and_it_begins_anew(
     _await(keeper, lambda: keeper.state.address)
     assert keeper.fault() is None
     assert keeper.pids != {pid}
+
+
+def test_gate_without_a_page(
+    settings: Settings, keep: Callable[[Settings], WebKeeper], tmp_path: Path
+) -> None:
+    """It is served alone; what is wrong with it is said, and mended without a restart."""
+    keys = tmp_path / "keys"
+    changes = {"http_listen": None, "control_listen": "127.0.0.1:0", "control_keys": keys}
+    keeper = keep(settings.model_copy(update=changes))
+    fault = _await(keeper, keeper.fault)
+    assert fault.startswith(f"web: control_listen: {keys}/server.key_secret has no key")
+    make_server(keys)
+    assert _await(keeper, lambda: keeper.state.gate).startswith("tcp://127.0.0.1:")
+    assert (keeper.fault(), keeper.state.address) == (None, None)
 
 
 def test_a_port_in_use(settings: Settings, keep: Callable[[Settings], WebKeeper]) -> None:
