@@ -146,6 +146,11 @@ def test_the_site_says_what_it_wants(
     assert wanted in capsys.readouterr().err
 
 
+def test_the_site_wants_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site(["play", str(tmp_path), "--config", str(tmp_path / "ppd.yaml")]) == 2
+    assert "ppd.demo.site:" in capsys.readouterr().err
+
+
 def test_only_what_it_needs_to_run() -> None:
     """The image has the locked versions, and none of the tools."""
     command = [str(ROOT / "tools/runtime-requirements"), "setup.cfg", "requirements.txt", "postgresql"]

@@ -32,7 +32,7 @@ tells where each value comes from, `config schema` is for editors.
 Where a setting has a name in the environment, it is that of `prompt_processing`, with its default where
 it has one (but for `LOCAL_REPOS`, which is below `state_dir`). It wins over the file, and is no setting when
 it is empty. `ppdctl config from-prompt-processing` makes a file of the values of its charts
-([deployment.md](deployment.md)).
+([moving-over.md](moving-over.md)).
 
 *A change* tells what a reload means for it ([commands.md](commands.md#reload)).
 

@@ -19,6 +19,7 @@ from lsst.daf.butler import Config
 from ..config import find_config, load_settings
 from ..control import ControlClient, NoSupervisorError
 from ..credentials import take_credentials
+from ..errors import ConfigurationError
 from ..s3 import make_client
 from .configuration import write_config
 from .night import NightPlan, load_plan, simulate_night
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     code : `int`
-        0; 1 if ppd did not take the night, or not all of it.
+        0; 1 if ppd did not take the night, or not all of it; 2 if there is no usable configuration.
     """
     parser = argparse.ArgumentParser(prog="ppd.demo.site", description="The demo observatory as a site.")
     actions = parser.add_subparsers(required=True)
@@ -96,7 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     play.set_defaults(run=_play)
     arguments = parser.parse_args(argv)
     take_credentials(os.environ)
-    return int(arguments.run(arguments))
+    try:
+        return int(arguments.run(arguments))
+    except ConfigurationError as e:
+        print(f"ppd.demo.site: {e}", file=sys.stderr)
+        return 2
 
 
 def _numbers(text: str) -> range:
