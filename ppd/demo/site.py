@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     play.add_argument("folder", type=Path)
     play.add_argument("--config", type=Path)
     play.add_argument(
-        "--visits", type=_numbers, metavar="LIST", help="only these of the night, counted from 1: 3 or 2-4"
+        "--visits", type=_numbers, metavar="RANGE", help="only these of the night, counted from 1: 3 or 2-4"
     )
     play.set_defaults(run=_play)
     arguments = parser.parse_args(argv)
