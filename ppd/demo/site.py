@@ -171,7 +171,8 @@ def _play(arguments: argparse.Namespace) -> int:
 
         over = _wait(client, is_over, seconds)
         player.stop()
-    return _tell(plan, player, became) if over else 1
+    code = _tell(plan, player, became)
+    return code if over else 1
 
 
 def _tell(plan: NightPlan, player: NightPlayer, became: Mapping[str, Mapping[str, int]]) -> int:
