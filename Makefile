@@ -49,9 +49,11 @@ lint: venv
 	$(BIN)/ruff format --check --quiet ppd tests bench
 	$(BIN)/mypy
 
-# docs/configuration.md, from the settings themselves.
+# What of the docs is made from the code: settings, commands, messages.
 reference: venv
 	$(BIN)/python -m ppd.cli.ctl config reference > docs/configuration.md
+	$(BIN)/python -m ppd.cli.reference > docs/ppdctl.md
+	$(BIN)/python -m ppd.cli.message_reference > docs/messages.md
 
 # Is installed what is locked, and does anybody know of a hole in it?
 audit: venv

@@ -58,6 +58,7 @@ class ControlRequest(Message):
         "pin",
         "unpin",
     ]
+    """What is asked for."""
     visit: Any = None
     """The nextVisit message, for ``submit``: text or object, as it came."""
     group: str | None = None
@@ -85,7 +86,10 @@ class ControlReply(Message):
 
     kind: Literal["control_reply"] = "control_reply"
     ok: bool
+    """Whether it is done."""
     error: str | None = None
+    """Why not, in sentences for people."""
     code: str = "ok"
     """``ok``, ``malformed``, ``stale``, ``duplicate``, ``ignored``, ``unavailable``, ``unknown``."""
     result: dict[str, Any] = pydantic.Field(default_factory=dict)
+    """What the command gives."""

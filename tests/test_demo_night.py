@@ -12,6 +12,7 @@ from lsst.daf.butler import Butler
 from observatory import Observatory
 
 from ppd.demo import runner
+from ppd.demo.configuration import write_config
 from ppd.demo.night import NightPlan, load_plan, plan_conditions
 from ppd.demo.sky import FIELDS
 from ppd.demo.truth import TRUTH_COLUMNS
@@ -83,7 +84,7 @@ def test_group_and_day_are_those_of_the_time() -> None:
 
 
 def test_the_demo_configures_ppd(plan: NightPlan, tmp_path: Path) -> None:
-    settings = runner._write_config(tmp_path, plan, tmp_path / "sockets")
+    settings = write_config(tmp_path, plan, tmp_path / "sockets")
     assert settings.instrument == "DemoCam"
     for node in (*settings.preprocessing_pipelines, *settings.main_pipelines):
         for path in node.pipelines:

@@ -13,6 +13,7 @@ from watchdog.observers import Observer
 
 from ppd.demo.night import NightPlan, PlannedVisit
 from ppd.demo.player import NightPlayer, next_visit
+from ppd.demo.site import _only
 from ppd.visit import TAI_MINUS_UTC, check_fresh, parse_visit
 
 SIZE = 60_480
@@ -133,6 +134,15 @@ def _play(plan: NightPlan, root: Path, messages: list[dict[str, Any]]) -> dict[P
     assert player.announced == len(plan.visits)
     assert player.dropped == sum(len(v.raws) for v in plan.visits)
     return sizes
+
+
+def test_a_part_of_a_night_begins_at_once(night: NightPlan) -> None:
+    part = _only(night, range(2, 4))
+    assert [v.group for v in part.visits] == ["g1", "g2"]
+    assert [v.announce for v in part.visits] == [0.0, 23.5]
+    assert [v.shutter_close for v in part.visits] == [9.0, 23.0]
+    with pytest.raises(SystemExit, match="visits 1 to 6"):
+        _only(night, range(7, 9))
 
 
 def test_a_night_is_played(tmp_path: Path) -> None:

@@ -129,11 +129,26 @@ def test_the_site_of_compose_fits_together(tmp_path: Path) -> None:
         assert (ROOT / inside).is_file(), path
 
 
-def test_the_site_says_what_it_wants(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["prepare"], "folder"),
+        (["play", "/nowhere", "--visits", "4-2"], "no visits: '4-2'"),
+        (["play", "/nowhere", "--visits", "0"], "no visits: '0'"),
+    ],
+)
+def test_the_site_says_what_it_wants(
+    arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as e:
-        site(["prepare", "/nowhere"])
+        site(arguments)
     assert e.value.code == 2
-    assert "--registry" in capsys.readouterr().err
+    assert wanted in capsys.readouterr().err
+
+
+def test_the_site_wants_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert site(["play", str(tmp_path), "--config", str(tmp_path / "ppd.yaml")]) == 2
+    assert "ppd.demo.site:" in capsys.readouterr().err
 
 
 def test_only_what_it_needs_to_run() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import pytest
 import yaml
 from observatory import ISR
 
+from ppd._settings_sources import ENVIRONMENT
 from ppd.cli import ctl
 from ppd.cli.foreign_environment import VALUES
-from ppd.cli.migration import _REASONS, _SECRETS, _STAYS
+from ppd.cli.migration import _ALSO, _REASONS, _SECRETS, _STAYS
 from ppd.config import load_settings
+
+_GUIDE = Path(__file__).parent.parent / "docs" / "moving-over.md"
 
 # In the shape of Phalanx: an application's own values, and what a site sets over them.
 _DEFAULTS = """
@@ -227,3 +231,15 @@ def test_each_key_comes_to_something() -> None:
     from ppd.cli.migration import _ALSO
 
     assert set(VALUES.values()) - {*ENVIRONMENT, *_ALSO, *_STAYS, *_SECRETS, *_REASONS} == set()
+
+
+def test_the_guide_is_exact() -> None:
+    """Its table has what is carried over, as it is, and its text every other name."""
+    text = _GUIDE.read_text()
+    charts = {variable: key for key, variable in VALUES.items()}
+    rows = re.findall(r"^\| `(\w+)` \| (?:`([\w.]+)`)? *\| `(\w+)` \|$", text, re.MULTILINE)
+    assert rows == [(name, charts.get(name, ""), setting) for name, setting in ENVIRONMENT.items()]
+    for name, setting in _ALSO.items():
+        assert re.search(rf"`{name}` \(`{charts[name]}`[^)]*\) becomes\s+`{setting}`", text)
+    named = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", text))
+    assert named >= {*_STAYS, *_SECRETS, *_REASONS}

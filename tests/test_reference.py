@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import typing
 from pathlib import Path
 
 import pytest
 
-from ppd.cli import ctl
+from ppd import messages
+from ppd.cli import ctl, message_reference
 from ppd.cli.completion_command import write_completion
 from ppd.cli.options import EXIT_CODES
 from ppd.cli.reference import write_reference
+from ppd.visit import parse_visit
 
-_PAGE = Path(__file__).parents[1] / "docs" / "ppdctl.md"
+_ROOT = Path(__file__).parents[1]
+_PAGE = _ROOT / "docs" / "ppdctl.md"
+_MESSAGES = _ROOT / "docs" / "messages.md"
 
 
 def test_the_reference_is_current() -> None:
@@ -26,6 +32,35 @@ def test_the_reference_has_all() -> None:
         assert f"\n## {name}\n" in text
     assert all(f"| {code} | {meaning} |" in text for code, meaning in EXIT_CODES.items())
     assert "--replay" in text and "--watch" in text
+
+
+def test_the_reference_of_messages_is_current() -> None:
+    made = message_reference.write_reference()
+    assert _MESSAGES.read_text() == made, "python -m ppd.cli.message_reference > docs/messages.md"
+
+
+def test_the_reference_has_all_messages() -> None:
+    """Each kind has its place, requests name fields that there are, and codes are those that are given."""
+    text = message_reference.write_reference()
+    (union, _) = typing.get_args(messages._AnyMessage)
+    for message in typing.get_args(union):
+        (kind,) = typing.get_args(message.model_fields["kind"].annotation)
+        assert f"`{kind}`" in text
+    assert set(message_reference._COMMANDS) == set(message_reference._commands())
+    for reads, _ in message_reference._COMMANDS.values():
+        assert set(re.findall(r"`(\w+)`", reads)) <= messages.ControlRequest.model_fields.keys()
+    given = {"ok"}
+    for path in (_ROOT / "ppd" / "supervisor").glob("*.py"):
+        given.update(re.findall(r'\bcode="(\w+)"', path.read_text()))
+        if path.name == "commands.py":
+            given.update(re.findall(r'\(\w+Error, "\w+", "(\w+)"\)', path.read_text()))
+    assert given == set(message_reference._CODES)
+
+
+def test_the_example_is_a_visit() -> None:
+    visit = parse_visit(message_reference.EXAMPLE)
+    assert visit.pointing == (150.1, 2.2, 90.0)
+    assert parse_visit({**message_reference.EXAMPLE, "detector": "94", "position": "[1, 2]"}).ra == 1
 
 
 _ASK = r"""

@@ -82,7 +82,7 @@ def test_a_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             try:
                 wait_for(lambda: _answers(config), 120.0, f"ppd; its log is {tmp_path / 'ppd.log'}")
                 told = _run("ppd.demo.site", "play", tmp_path / "repo", "--config", config, timeout=400)
-                assert "1 visits announced, 9 raws have come; 9 detector-visits succeeded, 0 failed" in told
+                assert "9 raws have come; 9 detector-visits are exported, 0 failed" in told
             finally:
                 ppd.send_signal(signal.SIGTERM)
                 try:

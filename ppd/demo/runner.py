@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,25 +19,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
 from lsst.daf.butler import Butler
 from rich.console import Console
 
-from ..config import Settings, load_settings
+from ..config import Settings
 from ..control import ControlClient, NoSupervisorError
 from ..deployment import chain_name, date_string, day_obs
 from .camera import INSTRUMENT
+from .configuration import write_config
 from .history import read_history
 from .leftovers import count_leftovers
 from .matching import collection_exists, read_results
 from .night import NightPlan, simulate_night
 from .player import NightPlayer
-from .skymap import SKYMAP
 from .summary import print_summary, summarize_night
 
 _LOG = logging.getLogger(__name__)
 
-_PIPELINES = Path(__file__).parent / "pipelines"
 _START_SECONDS = 90.0
 _DRAIN_SECONDS = 180.0
 _STOP_SECONDS = 45.0
@@ -85,7 +82,7 @@ def run_demo(output: Path, *, visits: int, seed: int, cadence: float) -> int:
     console.print(f"Simulating sky, templates, calibs and raws of {visits} visits (seed {seed}) …")
     plan = simulate_night(output, visits=visits, seed=seed, cadence=cadence)
     with _socket_folder() as sockets:
-        settings = _write_config(output, plan, sockets)
+        settings = write_config(output, plan, sockets / "sockets")
         console.print(f"Simulated in {time.monotonic() - begin:.0f} s. Running ppd-init …")
         _run_init(settings)
         try:
@@ -211,19 +208,6 @@ def _await_page(client: ControlClient) -> str | None:
     return None
 
 
-def _free_address() -> str:
-    """The page's usual address, or another if somebody has it."""
-    usual: str = Settings.model_fields["http_listen"].default
-    host, port = usual.rsplit(":", 1)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(port)))
-        except OSError:
-            return f"{host}:0"
-    return usual
-
-
 def _end(daemon: subprocess.Popen, console: Console) -> None:
     if daemon.poll() is None:
         daemon.send_signal(signal.SIGTERM)
@@ -253,36 +237,6 @@ def _socket_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_config(output: Path, plan: NightPlan, sockets: Path) -> Settings:
-    config = {
-        "instrument": INSTRUMENT,
-        "skymap": SKYMAP,
-        "central_repo": plan.central,
-        "preprocessing_pipelines": [{"survey": "DEMO", "pipelines": [str(_PIPELINES / "Preprocess.yaml")]}],
-        "main_pipelines": [
-            {
-                "survey": "DEMO",
-                "pipelines": [str(_PIPELINES / f"{n}.yaml") for n in ("ApPipe", "SingleFrame", "Isr")],
-            }
-        ],
-        "apdb_config": plan.apdb_config,
-        "pipeline_parameters": {"alert_dir": str(output / "alerts")},
-        "state_dir": str(output / "state"),
-        "socket_dir": str(sockets / "sockets"),
-        "shm_fallback": str(output / "cache"),
-        "raw_dirs": [str(output / "raws")],
-        "cache_bytes": "1 GiB",
-        "shm_min_free": "64 MiB",
-        "log_format": "text",
-        "http_listen": _free_address(),
-    }
-    path = output / "ppd.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    (output / "raws").mkdir()
-    # The demo's own file counts, not what the environment names.
-    return load_settings(path, {})
 
 
 def _run_init(settings: Settings) -> None:
