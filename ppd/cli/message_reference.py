@@ -105,6 +105,7 @@ _CODES = {
     "ignored": "no pipeline is configured for the visit, or its detector is paused",
     "unavailable": "not now: ppd drains, is paused, has no room, or something it needs does not work",
     "unknown": "there is no such visit, detector, dead letter or dataset type, or it may not be done to it",
+    "forbidden": "who asks may not: see [security](security.md)",
 }
 _TRY_AGAIN = "`group`, `tried_again`, `accepted` (detectors), `refused` (reason by detector)"
 _CACHE = "`place`, `max_bytes`, `max_pinned_bytes`, sums, `types` (one object for each dataset type)"
