@@ -234,6 +234,7 @@ class CrashSite(Ppd):
     def forge(self, visit: Visit) -> None:
         """Hand over again what a visit has handed over (and `SpoolWatch.keep` has), as other datasets."""
         assert self.evidence.watch.keep is not None
+        forged: list[Path] = []
         for name in [h.entry for h in self.evidence.watch.found if h.key[0] == visit.group]:
             kept = self.evidence.watch.keep / name
             text = (kept / "manifest.json").read_text()
@@ -243,7 +244,10 @@ class CrashSite(Ppd):
             (kept / "manifest.json").write_text(text)
             (kept / "manifest.sum").write_text(checksum_of(text.encode()) + "\n")
             self.evidence.dead_letters.add(FORGED + name)
-            kept.rename(self.settings.spool_dir / "ready" / (FORGED + name))
+            forged.append(kept)
+        # All at once, for one batch.
+        for kept in forged:
+            kept.rename(self.settings.spool_dir / "ready" / (FORGED + kept.name))
 
     def await_end(self, visit: Visit, timeout: float = _END_SECONDS) -> dict[int, End]:
         """Wait until a visit is over, and see that nothing of it is lost or there twice."""

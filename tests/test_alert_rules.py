@@ -141,8 +141,8 @@ def _nursery_ends(ppd: Ppd) -> Scrape:
 
 def _process(ppd: Ppd, module: str) -> int:
     """Process ID of ppd's child that runs a module."""
-    [found] = _has(ppd, module)
-    return found
+    [found] = wait_for(lambda: _has(ppd, module), 30.0, f"{module} to run")
+    return int(found)
 
 
 def _has(ppd: Ppd, module: str) -> list[int]:
@@ -182,9 +182,9 @@ def _spool_fills(ppd: Ppd) -> Scrape:
     try:
         ppd.good_visit("spooled", 5)
         ppd.await_state("spooled", handed_over=1, timeout=120.0)
+        return _in_trouble(ppd, "spool")
     finally:
         os.kill(exporter, signal.SIGCONT)
-    return _scrape(ppd)
 
 
 def _dead_letter(ppd: Ppd) -> Scrape:

@@ -177,7 +177,8 @@ def test_memory_of_a_family(observatory: Observatory, tmp_path: Path) -> None:
         error = error_of(site.ppd.status(), "failed")
         assert "MB of memory, more than its limit of 105 MB" in error
         assert "retried" not in site.ppd.counts(), "it would take as much again"
-        assert len(site.notes("stray")) == 8
+        # It need not have come to all of them.
+        assert 2 <= len(site.notes("stray")) <= 8
         site.check()
 
 

@@ -102,7 +102,7 @@ def test_spool_limit(observatory: Observatory, tmp_path: Path) -> None:
         letter = ppd.settings.spool_dir / "dead-letters" / "an-old-one"
         letter.mkdir()
         (letter / "file").write_bytes(b"12345")
-        wait_for(lambda: ppd.status()["spool"]["bytes"] >= 5, 5.0, "the spool to be measured")
+        wait_for(lambda: ppd.status()["spool"]["bytes"] >= 5, 30.0, "the spool to be measured")
         reply = ppd.submit(groupId="no", detector=1)
         assert (reply.ok, reply.code) == (False, "unavailable")
         assert "5 bytes, more than 1" in reply.error
