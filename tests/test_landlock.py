@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ppd import landlock
 from ppd.config import Settings
 from ppd.credentials import take_credentials
-from ppd.supervisor.hidden import hidden_from_page, hidden_from_tasks
+from ppd.supervisor.hidden import Hidden, hidden_from_page, hidden_from_tasks, tell_exposed
 
 needs_landlock = pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock")
 
@@ -162,7 +162,10 @@ def _settings(folder: Path, **changes: Any) -> Settings:
         "config_path": folder / "ppd.yaml",
         **changes,
     }
-    return Settings.model_validate(config)
+    settings = Settings.model_validate(config)
+    for path in (settings.local_repos, settings.spool_dir, settings.state_dir / "logs"):
+        path.mkdir(parents=True, exist_ok=True)  # as the supervisor does before
+    return settings
 
 
 @pytest.fixture
@@ -194,9 +197,9 @@ def site(tmp_path: Path) -> Path:
 JOURNAL = {f"state/journal.sqlite3{end}" for end in ("", "-shm", "-wal")}
 
 
-def _names(found: tuple[Path, ...] | None, folder: Path) -> set[str]:
+def _names(found: Hidden | None, folder: Path) -> set[str]:
     assert found is not None
-    return {str(path.relative_to(folder)) for path in found}
+    return {str(path.relative_to(folder)) for path in found.paths}
 
 
 def test_what_is_not_for_tasks(site: Path) -> None:
@@ -234,3 +237,29 @@ def test_a_central_repo_with_things_that_tasks_need(site: Path) -> None:
     assert found == {"ppd.yaml", *JOURNAL}
     extra = _settings(site, central_repo="label", hidden_from_tasks=(site / "home", site / "not-there"))
     assert _names(hidden_from_tasks(extra, {}), site) == {"ppd.yaml", *JOURNAL, "home"}
+
+
+def test_where_tasks_make_files(site: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is new beside something hidden can't be opened: there, nothing is hidden, and that is said."""
+    (site / "apdb.yaml").write_text(f"db_url: sqlite:///{site}/home/apdb.db\n")
+    for changes in (
+        {"apdb_config": str(site / "apdb.yaml")},
+        {"raw_dirs": (site / "raws-to-come",)},
+        {"pipeline_parameters": {"alert_dir": str(site / "alerts")}},
+    ):
+        settings = _settings(site, **changes)
+        found = hidden_from_tasks(settings, {})
+        assert found is not None
+        assert {p.name for p in found.exposed} >= {"ppd.yaml", "central"}
+        caplog.clear()
+        tell_exposed(settings)
+        assert f"Tasks can open {site}/ppd.yaml" in caplog.text
+    # A database elsewhere, and folders that are there, are in nobody's way.
+    (site / "apdb").mkdir()
+    (site / "apdb" / "apdb.yaml").write_text(f"db_url: sqlite:///{site}/home/apdb.db\n")
+    (site / "raws").mkdir()
+    settings = _settings(site, apdb_config=str(site / "apdb" / "apdb.yaml"), raw_dirs=(site / "raws",))
+    found = hidden_from_tasks(settings, {"HOME": str(site / "home")})
+    assert found is not None
+    assert {str(p.relative_to(site)) for p in found.exposed} == {"home/.pgpass", "home/.lsst/db-auth.yaml"}
+    assert _names(found, site) == {"ppd.yaml", "central", *JOURNAL}

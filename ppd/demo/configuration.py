@@ -35,6 +35,9 @@ def write_config(folder: Path, plan: NightPlan, sockets: Path | None = None) -> 
     settings : `ppd.config.Settings`
         What ppd will read.
     """
+    # What tasks write into is there before them: what is new beside the configuration they can't open.
+    for name in ("alerts", "cache", "raws"):
+        (folder / name).mkdir(exist_ok=True)
     config = {
         "instrument": INSTRUMENT,
         "skymap": SKYMAP,

@@ -83,7 +83,7 @@ def simulate_night(
     Parameters
     ----------
     directory : `pathlib.Path`
-        Where it goes: ``central_repo``, ``apdb.yaml``, ``truth.parquet``,
+        Where it goes: ``central_repo``, ``apdb``, ``truth.parquet``,
         ``staged`` raws and ``night.json``.
     visits : `int`, optional
         How many visits; fields are revisited, bands alternate.
@@ -135,7 +135,8 @@ def simulate_night(
                 draw,
                 registry,
             )
-            apdb = build_apdb(directory)
+            (directory / "apdb").mkdir()
+            apdb = build_apdb(directory / "apdb")
             for raw in raws:
                 rows += raw.result()
         except BaseException:

@@ -40,6 +40,7 @@ from .deployments import Deployment
 from .exporter_keeper import ExporterKeeper
 from .exports import Exports
 from .hearing import hear_children, hear_inbox, hear_nursery, hear_requests
+from .hidden import tell_exposed
 from .inbox import Inbox
 from .init_process import initialize_now
 from .journal import Journal
@@ -131,6 +132,7 @@ class Supervisor:
         self.containment = Containment(settings, self.counters, self._own_pids)
         self._undo.callback(lambda: self.containment.close(self.patience(5.0)))
         # The nursery's imports take seconds; they go on while we set up.
+        tell_exposed(settings)
         self.nursery = Nurseries(self.deployment.settings)
         self._undo.callback(lambda: self.nursery.stop(self.patience(8.0)))
         make_folders(settings.spool_dir)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["hidden_from_page", "hidden_from_tasks"]
+__all__ = ["Hidden", "hidden_from_page", "hidden_from_tasks", "tell_exposed"]
 
+import contextlib
+import dataclasses
+import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -12,14 +16,27 @@ from urllib.parse import unquote, urlsplit
 from ..config import Settings
 from ..credentials import SECRET_FILES
 
+_LOG = logging.getLogger(__name__)
+
 _TASKS_OWN = "PPD_TASKS_"
+_SQLITE = re.compile(r"\bsqlite[+\w]*:///(/[^\s'\"?]+)")
 _JOURNAL, _WAL = "journal.sqlite3", ("", "-shm", "-wal")
 # What libpq and the middleware look for when nothing is said.
 _AT_HOME = (".pgpass", ".pg_service.conf", ".lsst/db-auth.yaml")
 _IN_ENVIRONMENT = ("PGPASSFILE", "PGSERVICEFILE", "LSST_DB_AUTH", "DAF_BUTLER_REPOSITORY_INDEX")
 
 
-def hidden_from_tasks(settings: Settings, environ: Mapping[str, str]) -> tuple[Path, ...] | None:
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """What is kept from somebody."""
+
+    paths: tuple[Path, ...]
+    """Files and folders, without symbolic links."""
+    exposed: tuple[Path, ...] = ()
+    """What should be among them, and stands in a folder in which tasks have to make files."""
+
+
+def hidden_from_tasks(settings: Settings, environ: Mapping[str, str]) -> Hidden | None:
     """Find what children may neither read nor write.
 
     Parameters
@@ -31,10 +48,9 @@ def hidden_from_tasks(settings: Settings, environ: Mapping[str, str]) -> tuple[P
 
     Returns
     -------
-    hidden : `tuple` [ `pathlib.Path`, ... ] or `None`
-        Files and folders that are there, without symbolic links: configuration and credentials,
-        the journal, keys and token, a central repo that is a folder, and what the settings
-        name. `None`: nothing is to be hidden.
+    hidden : `Hidden` or `None`
+        Configuration and credentials, the journal, keys and token, a central repo that is a
+        folder, and what the settings name. `None`: nothing is to be hidden.
     """
     if settings.landlock == "off":
         return None
@@ -43,17 +59,34 @@ def hidden_from_tasks(settings: Settings, environ: Mapping[str, str]) -> tuple[P
     theirs = {_real(Path(value)) for name, value in environ.items() if name.startswith(_TASKS_OWN)}
     found = {path for path in map(_real, hidden) if path.exists() and path not in theirs}
     # The journal may be made while the nursery begins.
-    return tuple(sorted(found | {_real(settings.state_dir / f"{_JOURNAL}{end}") for end in _WAL}))
+    found |= {_real(settings.state_dir / f"{_JOURNAL}{end}") for end in _WAL}
+    # New files beside something hidden can't be opened: tasks' work comes first.
+    folders = _task_folders(settings)
+    exposed = {path for path in found if any(path.is_relative_to(folder) for folder in folders)}
+    return Hidden(tuple(sorted(found - exposed)), tuple(sorted(exposed)))
 
 
-def hidden_from_page(settings: Settings, environ: Mapping[str, str]) -> tuple[Path, ...] | None:
+def tell_exposed(settings: Settings) -> None:
+    """Log what can't be hidden from tasks where it is."""
+    hidden = hidden_from_tasks(settings, os.environ)
+    for path in hidden.exposed if hidden is not None else ():
+        _LOG.warning(
+            "Tasks can open %s: it is in a folder in which they make files (the APDB's, local repos', raws', "
+            "or a parameter's of pipelines). Move it, or that; see docs/security.md.",
+            path,
+        )
+
+
+def hidden_from_page(settings: Settings, environ: Mapping[str, str]) -> Hidden | None:
     """Find what the status page's process may not read, as `hidden_from_tasks` does.
 
     It reads the journal, the logs, the token and the keys.
     """
     if settings.landlock == "off":
         return None
-    return tuple(sorted({path for path in map(_real, _of_central(settings, environ)) if path.exists()}))
+    return Hidden(
+        tuple(sorted({path for path in map(_real, _of_central(settings, environ)) if path.exists()}))
+    )
 
 
 def _of_central(settings: Settings, environ: Mapping[str, str]) -> Iterator[Path]:
@@ -70,7 +103,9 @@ def _of_central(settings: Settings, environ: Mapping[str, str]) -> Iterator[Path
     )
     yield from (Path(path) for path in environ.get(SECRET_FILES, "").split(os.pathsep) if path)
     yield from (Path(environ[name]) for name in _IN_ENVIRONMENT if _is_path(environ.get(name, "")))
-    needed = [_real(path) for path in _needed(settings)]
+    nodes = (*settings.preprocessing_pipelines, *settings.main_pipelines)
+    pipelines = [_real(Path(pipeline)) for node in nodes for pipeline in node.pipelines or ()]
+    needed = [*_task_folders(settings), *pipelines]
     for uri in {settings.central_repo, settings.read_central_repo}:
         folder = _folder(uri)
         if folder is None:
@@ -86,13 +121,30 @@ def _keys(settings: Settings) -> Iterator[Path]:
     yield from (path for path in (settings.control_keys, settings.http_token_file) if path is not None)
 
 
-def _needed(settings: Settings) -> Iterator[Path]:
-    """List folders and files that children use; a parent of one can't be hidden."""
-    yield from (settings.state_dir, settings.local_repos, settings.spool_dir, settings.shm_dir)
-    yield from (path for path in (settings.shm_fallback, _folder(settings.apdb_config)) if path is not None)
-    yield from settings.raw_dirs
-    for node in (*settings.preprocessing_pipelines, *settings.main_pipelines):
-        yield from map(Path, node.pipelines or ())
+def _task_folders(settings: Settings) -> list[Path]:
+    """List folders in which tasks read and write what is not there yet."""
+    needed = [settings.local_repos, settings.spool_dir, settings.state_dir / "logs", settings.shm_dir]
+    needed += [path for path in (settings.shm_fallback, *settings.raw_dirs) if path is not None]
+    needed += [Path(value) for value in settings.pipeline_parameters.values() if value.startswith("/")]
+    needed += _apdb_folders(settings.apdb_config)
+    return [_there(_real(path)) for path in needed]
+
+
+def _apdb_folders(uri: str | None) -> list[Path]:
+    """Find the folders of the APDB's configuration and, if it is on SQLite, of its database."""
+    folder = _folder(uri)
+    if folder is None:
+        return []
+    found = [folder]
+    with contextlib.suppress(OSError, ValueError):
+        text = (folder / Path(str(uri)).name).read_text()
+        found += [Path(unquote(path)).parent for path in _SQLITE.findall(text)]
+    return found
+
+
+def _there(path: Path) -> Path:
+    """Return a folder that is there: this one, or that in which it will be made."""
+    return next(place for place in (path, *path.parents) if place.is_dir())
 
 
 def _folder(uri: str | None) -> Path | None:

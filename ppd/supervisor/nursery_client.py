@@ -82,6 +82,6 @@ class NurseryClient(LineProcess):
         # The state directory tells people whose nursery this is.
         command = [sys.executable, "-m", "ppd.workers.nursery", str(settings.state_dir)]
         hidden = hidden_from_tasks(settings, os.environ)
-        setup = NurserySetup(settings=data, hidden=None if hidden is None else tuple(map(str, hidden)))
+        setup = NurserySetup(settings=data, hidden=None if hidden is None else tuple(map(str, hidden.paths)))
         # Ctrl-C on a terminal is the supervisor's to handle.
         super().__init__("nursery", command, environment, setup, own_session=True)

@@ -150,7 +150,7 @@ class WebKeeper:
                 "token_file": data["http_token_file"],
                 "socket_dir": data["socket_dir"],
                 "state_dir": data["state_dir"],
-                "hidden": None if hidden is None else tuple(map(str, hidden)),
+                "hidden": None if hidden is None else tuple(map(str, hidden.paths)),
                 "log": {name: value for name, value in data.items() if name.startswith("log_")},
             }
         )
