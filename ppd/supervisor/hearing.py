@@ -24,6 +24,8 @@ from ..messages import (
     decode,
 )
 from ..sources.raws import Candidate
+from ..sources.visits import Heard, Undelivered
+from .announcements import take_announcements
 from .commands import answer
 from .requests import AskCache, CacheSaid, DayKnown, Learned, Released, Resolved
 
@@ -80,6 +82,14 @@ def hear_inbox(supervisor: Supervisor) -> None:
 def _take(supervisor: Supervisor, item: Any) -> None:
     if isinstance(item, Candidate):
         supervisor.lifecycle.raw_seen(item)
+    elif isinstance(item, Heard):
+        take_announcements(supervisor, item)
+    elif isinstance(item, Undelivered) and item.gone:
+        supervisor.counters.error("visits_gone", item.ticket, f"{item.source}: {item.text}")
+        _LOG.error("Announcement %s of %s is lost: %s.", item.ticket, item.source, item.text)
+    elif isinstance(item, Undelivered):
+        supervisor.counters.error("visits_undeliverable", item.ticket, f"{item.source}: {item.text}")
+        _LOG.error("Announcement %s of %s is set aside: %s.", item.ticket, item.source, item.text)
     elif isinstance(item, Resolved):
         supervisor.lifecycle.inputs.resolved(item)
     elif isinstance(item, DayKnown):

@@ -40,8 +40,9 @@ _NURSERY = (
 _RESTART = (
     "cache_bytes central_repo config_path heartbeat_interval heartbeat_timeout instrument"
     " instrument_description local_repos raw_bucket raw_dirs raw_microservice raw_observer raw_poll_max"
-    " raw_poll_min raw_prefix raw_settle read_central_repo s3_endpoint shm_dir shm_fallback shm_min_free"
-    " skymap socket_dir spool_dir state_dir trace_endpoint transfer_workers"
+    " raw_poll_min raw_prefix raw_settle read_central_repo redis_ca_file redis_claim_idle redis_deliveries"
+    " redis_group redis_listen_timeout redis_retry_delay redis_stream redis_url s3_endpoint shm_dir"
+    " shm_fallback shm_min_free skymap socket_dir spool_dir state_dir trace_endpoint transfer_workers"
 )
 
 KINDS: dict[str, Kind] = {

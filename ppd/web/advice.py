@@ -34,6 +34,11 @@ _ADVICE: tuple[tuple[str, str, str], ...] = (
         "df -h; ppdctl doctor",
     ),
     (
+        "visits from",
+        "No visit is heard from there; those that were accepted are processed.",
+        "ppdctl doctor",
+    ),
+    (
         "raws from",
         "Raws from there are not seen; visits wait for them, not for ever.",
         "ppdctl doctor",
