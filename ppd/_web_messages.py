@@ -26,6 +26,8 @@ class WebSetup(Message):
     host: str
     port: int
     token_file: str | None
+    visits: bool
+    """Whether visits may be announced there."""
     socket_dir: str
     state_dir: str
     log: dict[str, Any]

@@ -278,6 +278,9 @@ class Settings(Frozen):
     http_token_file: Path | None = None
     """File with the token that lets the page pause, resume and cancel; without it the page only shows."""
 
+    http_visits: bool = False
+    """Whether visits may be announced at that address: POST /next-visit, by whoever can reach it."""
+
     log_level: Level = "INFO"
     """Level of ppd's and the middleware's log."""
 

@@ -15,8 +15,10 @@ from test_visit import message
 
 from ppd.config import Settings
 from ppd.instruments.lsstcam import describe
+from ppd.messages import ControlRequest
 from ppd.sources.redis_visits import RedisOptions, RedisVisits
 from ppd.sources.visits import Announcement, Heard, Judgement, Verdict
+from ppd.supervisor.commands import answer
 from ppd.supervisor.counters import Counters
 from ppd.supervisor.daemon import Supervisor
 from ppd.supervisor.deployments import Deployment
@@ -214,6 +216,21 @@ def test_a_defect_is_answered_too(supervisor: Any, monkeypatch: pytest.MonkeyPat
     judged = _announce(supervisor, *(_message(groupId="h", detector=str(d)) for d in range(3)))
     assert set(_verdicts(judged)) == {Verdict.DEFECT}
     assert supervisor.counters["internal_errors"] == 3  # he was refused twice
+
+
+def test_by_http(supervisor: Any) -> None:
+    """What the page's process passes on: one answer for each, and the good ones are in the journal."""
+    good = _message(detector=4)
+    request = ControlRequest(command="announce", visits=(good, "text", {}, {**good, "groupId": "old"}, good))
+    reply = answer(supervisor, request)
+    assert reply is not None and reply.ok
+    codes = [judged["code"] for judged in reply.result["judged"]]
+    assert codes == ["ok", "malformed", "malformed", "ok", "duplicate"]
+    supervisor.draining = True
+    reply = answer(supervisor, request)
+    assert reply is not None
+    assert {judged["code"] for judged in reply.result["judged"]} == {"unavailable"}
+    assert _known(supervisor, good["groupId"]) == {4}
 
 
 def test_a_whole_camera_in_a_second(supervisor: Any, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def check_stream(settings: Settings) -> Iterator[Finding]:
     where = public_url(settings.redis_url)
     try:
         with contextlib.closing(
-            make_redis_client(settings.redis_url, ca_file=settings.redis_ca_file, name="ppdctl doctor")
+            make_redis_client(settings.redis_url, ca_file=settings.redis_ca_file, name="ppdctl")
         ) as client:
             stream = RedisStream(client, settings.redis_stream, settings.redis_group, "ppdctl")
             standing = stream.standing()

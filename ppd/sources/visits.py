@@ -51,6 +51,8 @@ class Judgement:
 
     ticket: str
     verdict: Verdict
+    code: str = "ok"
+    """As `ppd.messages.ControlReply` has it, or ``defect``."""
     reason: str = ""
 
 

@@ -1,15 +1,18 @@
-"""Announcements that sources have heard: accepted as those of the control socket are, many at a time."""
+"""Announcements of streams and HTTP: accepted as those of the control socket are, many at a time."""
 
 from __future__ import annotations
 
-__all__ = ["take_announcements"]
+__all__ = ["announce", "judge_announcements", "take_announcements"]
 
 import collections
 import logging
 import sqlite3
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidVisitError, JournalError, PpdError, with_cause
+from ..messages import ControlReply, ControlRequest
 from ..sources.visits import Announcement, Heard, Judgement, Verdict
 from .admission import OtherInstrumentError
 from .readiness import why_not_hearing
@@ -29,28 +32,27 @@ _VERDICTS = {
     "malformed": Verdict.REJECTED,
     "unavailable": Verdict.LATER,
 }
-# What a stream delivers twice, or for others, is nothing that an operator has to know.
+# What comes twice, or is for others, is nothing that an operator has to know.
 _USUAL = ("duplicate", "ignored")
 
 
 class _Hearing:
-    """One batch on its way to be judged."""
+    """A batch on its way to be judged."""
 
-    def __init__(self, heard: Heard):
-        self.heard = heard
+    def __init__(self) -> None:
         self.judged: dict[str, Judgement] = {}
         self.refused: dict[Refusal, list[str]] = collections.defaultdict(list)
         # Announcements of one visit are one acceptance.
         self.entries: list[VisitEntry] = []
-        self.tickets: list[str] = []
+        self.accepted: list[Announcement] = []
 
     def detectors(self, group: str) -> set[int]:
         """Detectors that this batch has announced already."""
         return {d for e in self.entries if e.visit.groupId == group for d in e.detectors}
 
-    def add(self, ticket: str, entry: VisitEntry) -> None:
+    def add(self, announcement: Announcement, entry: VisitEntry) -> None:
         """Take one that can be accepted."""
-        self.tickets.append(ticket)
+        self.accepted.append(announcement)
         for known in self.entries:
             if known.visit.groupId == entry.visit.groupId and known.day_obs == entry.day_obs:
                 known.detectors |= entry.detectors
@@ -58,14 +60,14 @@ class _Hearing:
                 return
         self.entries.append(entry)
 
-    def judge(self, ticket: str, verdict: Verdict, reason: str = "") -> None:
+    def judge(self, announcement: Announcement, verdict: Verdict, code: str = "ok", reason: str = "") -> None:
         """Say what becomes of one."""
-        self.judged[ticket] = Judgement(ticket, verdict, reason)
+        self.judged[announcement.ticket] = Judgement(announcement.ticket, verdict, code, reason)
 
-    def refuse(self, ticket: str, refusal: Refusal, text: str) -> None:
+    def refuse(self, announcement: Announcement, refusal: Refusal, text: str) -> None:
         """Say that one is not accepted."""
         self.refused[refusal].append(text)
-        self.judge(ticket, _VERDICTS[refusal.code], text)
+        self.judge(announcement, _VERDICTS[refusal.code], refusal.code, text)
 
 
 def take_announcements(supervisor: Supervisor, heard: Heard) -> None:
@@ -78,69 +80,118 @@ def take_announcements(supervisor: Supervisor, heard: Heard) -> None:
     heard : `ppd.sources.visits.Heard`
         Announcements of one source.
     """
-    hearing = _Hearing(heard)
+    judgements = judge_announcements(supervisor, heard.announcements, heard.source.kind, heard.source.name)
+    supervisor.judgements.append((heard.source, judgements))
+
+
+def announce(supervisor: Supervisor, request: ControlRequest) -> ControlReply:
+    """Accept announcements that came by HTTP: many that came at once are one request.
+
+    Parameters
+    ----------
+    supervisor : `ppd.supervisor.daemon.Supervisor`
+        The supervisor.
+    request : `ppd.messages.ControlRequest`
+        Has the announcements.
+
+    Returns
+    -------
+    reply : `ppd.messages.ControlReply`
+        A code, and the reason of a refusal, for each of them.
+    """
+    now = time.time()
+    some = [
+        Announcement(str(number), message, now)
+        if isinstance(message, Mapping)
+        else Announcement(str(number), {}, now, "the message is no object")
+        for number, message in enumerate(request.visits)
+    ]
+    judged = judge_announcements(supervisor, some, "http", "HTTP")
+    return ControlReply(ok=True, result={"judged": [{"code": j.code, "error": j.reason} for j in judged]})
+
+
+def judge_announcements(
+    supervisor: Supervisor, announcements: Sequence[Announcement], kind: str, name: str
+) -> tuple[Judgement, ...]:
+    """Accept what can be, all in one transaction of the journal.
+
+    Parameters
+    ----------
+    supervisor : `ppd.supervisor.daemon.Supervisor`
+        The supervisor.
+    announcements : sequence of `ppd.sources.visits.Announcement`
+        The announcements.
+    kind, name : `str`
+        Their source, for the journal and for people.
+
+    Returns
+    -------
+    judgements : `tuple` [ `ppd.sources.visits.Judgement` ]
+        One for each, in their order; to be told when the journal's commit is over.
+    """
+    hearing = _Hearing()
     try:
         reason = why_not_hearing(supervisor)
-        for announcement in heard.announcements:
+        for announcement in announcements:
             if reason is not None:
-                hearing.judge(announcement.ticket, Verdict.LATER, reason)
+                hearing.judge(announcement, Verdict.LATER, "unavailable", reason)
             else:
                 _admit(supervisor, hearing, announcement)
-        _accept(supervisor, hearing)
-        _tell(supervisor, hearing)
-    finally:
-        # A source that is not answered would wait for ever.
-        for announcement in heard.announcements:
+        _accept(supervisor, hearing, kind)
+        _tell(supervisor, hearing, name)
+    except Exception:
+        # Each is answered: a source would wait for ever.
+        supervisor.counters.add("internal_errors")
+        _LOG.exception("Announcements from %s could not be taken.", name)
+        for announcement in announcements:
             if announcement.ticket not in hearing.judged:
-                hearing.judge(announcement.ticket, Verdict.DEFECT, "a defect; the log has it")
-        supervisor.judgements.append((heard.source, tuple(hearing.judged.values())))
+                hearing.judge(announcement, Verdict.DEFECT, "defect", "a defect; the log has it")
+    return tuple(hearing.judged[announcement.ticket] for announcement in announcements)
 
 
 def _admit(supervisor: Supervisor, hearing: _Hearing, announcement: Announcement) -> None:
-    ticket = announcement.ticket
     try:
         if announcement.fault is not None:
             raise InvalidVisitError(f"Visit unknown: {announcement.fault}.")
-        hearing.add(ticket, supervisor.admit(announcement.message, besides=hearing.detectors))
+        hearing.add(announcement, supervisor.admit(announcement.message, besides=hearing.detectors))
     except OtherInstrumentError as e:
-        hearing.refuse(ticket, _OTHERS, str(e))
+        hearing.refuse(announcement, _OTHERS, str(e))
     except PpdError as e:
         refusal = refusal_of(e)
         if refusal is None:
             raise
-        hearing.refuse(ticket, refusal, str(e))
+        hearing.refuse(announcement, refusal, str(e))
     except (sqlite3.Error, OSError) as e:
         # Of our disk, not of the announcement.
-        _LOG.exception("Announcement %s could not be looked at.", ticket)
+        _LOG.exception("Announcement %s could not be looked at.", announcement.ticket)
         supervisor.counters.add("internal_errors")
-        hearing.judge(ticket, Verdict.LATER, with_cause(e))
+        hearing.judge(announcement, Verdict.LATER, "unavailable", with_cause(e))
     except Exception as e:
-        _LOG.exception("Announcement %s could not be taken.", ticket)
+        _LOG.exception("Announcement %s could not be taken.", announcement.ticket)
         supervisor.counters.add("internal_errors")
-        hearing.judge(ticket, Verdict.DEFECT, with_cause(e))
+        hearing.judge(announcement, Verdict.DEFECT, "defect", with_cause(e))
 
 
-def _accept(supervisor: Supervisor, hearing: _Hearing) -> None:
+def _accept(supervisor: Supervisor, hearing: _Hearing, kind: str) -> None:
     if not hearing.entries:
         return
-    delivered = {a.ticket: a.delivered for a in hearing.heard.announcements}
-    first = min(delivered[ticket] for ticket in hearing.tickets)
+    first = min(announcement.delivered for announcement in hearing.accepted)
     try:
-        supervisor.lifecycle.accept_all(hearing.entries, hearing.heard.source.kind, delivered=first)
+        supervisor.lifecycle.accept_all(hearing.entries, kind, delivered=first)
     except JournalError as e:
         refusal = refusal_of(e)
         assert refusal is not None
-        for ticket in hearing.tickets:
-            hearing.refuse(ticket, refusal, str(e))
+        for announcement in hearing.accepted:
+            hearing.refuse(announcement, refusal, str(e))
     else:
-        supervisor.counters.add("visits_accepted", len(hearing.tickets))
-        for ticket in hearing.tickets:
-            hearing.judge(ticket, Verdict.DONE)
+        supervisor.counters.add("visits_accepted", len(hearing.accepted))
+        for announcement in hearing.accepted:
+            hearing.judge(announcement, Verdict.DONE)
 
 
-def _tell(supervisor: Supervisor, hearing: _Hearing) -> None:
+def _tell(supervisor: Supervisor, hearing: _Hearing, name: str) -> None:
     """Count what was refused; many alike are one line for people."""
-    counters, name = supervisor.counters, hearing.heard.source.name
+    counters = supervisor.counters
     for refusal, texts in hearing.refused.items():
         more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
         if refusal.code in _USUAL:

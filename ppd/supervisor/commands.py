@@ -13,6 +13,7 @@ from ..crash_points import here
 from ..deployment import day_obs
 from ..errors import PpdError
 from ..messages import ControlReply, ControlRequest, Pointing
+from .announcements import announce
 from .inputs import describe_inputs
 from .metrics import exposition
 from .overview import describe_detectors
@@ -49,6 +50,8 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply | No
     """
     if request.command == "submit":
         return _submit(supervisor, request)
+    if request.command == "announce":
+        return announce(supervisor, request)
     if request.command in ("show_cache", "evict", "pin", "unpin"):
         return None
     if request.command == "visits":

@@ -27,7 +27,7 @@ class Kind(enum.StrEnum):
 
 _AT_ONCE = (
     "alert_deadline child_log_days drain_grace export_age export_batch image_timeout"
-    " export_bytes export_timeout history_nights http_listen http_token_file"
+    " export_bytes export_timeout history_nights http_listen http_token_file http_visits"
     " initialize_automatically inputs_timeout kill_grace main_timeout message_expiration nursery_max_age"
     " preprocess_timeout raw_keep_count raw_keep_seconds repo_retry_delay retries rollover_lead running slots"
     " spool_max_bytes spool_min_free stop_grace warm_ahead"

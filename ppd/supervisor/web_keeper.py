@@ -135,6 +135,7 @@ class WebKeeper:
                 "host": host,
                 "port": port,
                 "token_file": data["http_token_file"],
+                "visits": settings.http_visits,
                 "socket_dir": data["socket_dir"],
                 "state_dir": data["state_dir"],
                 "log": {name: value for name, value in data.items() if name.startswith("log_")},
