@@ -209,11 +209,11 @@ def test_a_real_ppd(observatory: Observatory, tmp_path: Path) -> None:
         here = Site(address)
         events = [
             {**_ATTRIBUTES, "data": {**observatory.message(), "groupId": "by-http", "detector": d}}
-            for d in range(9)
+            for d in range(3)
         ]
-        assert _post(here, events[:8], BATCH)[0] == 200
+        assert _post(here, events[:2], BATCH)[0] == 200
         assert ppd.states("by-http")
-        assert _post(here, events[8])[0] == 200
+        assert _post(here, events[2])[0] == 200
         assert _post(here, events, BATCH)[0] == 200
         stale = {**_ATTRIBUTES, "data": {**observatory.message(), "groupId": "g", "private_sndStamp": 1e9}}
         assert _post(here, stale)[0] == 403
@@ -223,7 +223,7 @@ def test_a_real_ppd(observatory: Observatory, tmp_path: Path) -> None:
         assert _post(here, stale)[0] == 503
         assert ppd.command("ctl", "resume").returncode == 0
         counts = ppd.counts()
-        assert (counts["visits_accepted"], counts["visits_duplicate"]) == (9, 9)
-        for detector in range(9):
+        assert (counts["visits_accepted"], counts["visits_duplicate"]) == (3, 3)
+        for detector in range(3):
             ppd.drop(observatory.raw(detector, **identity("by-http")), detector, "by-http")
-        ppd.await_state("by-http", exported=9, timeout=200.0)
+        ppd.await_state("by-http", exported=3, timeout=200.0)

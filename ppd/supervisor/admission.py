@@ -15,7 +15,7 @@ from ..config import Settings
 from ..deployment import NO_PIPELINE, date_string, day_obs, run_name
 from ..errors import IgnorableVisitError, InvalidVisitError
 from ..focalplane import FocalPlane
-from ..pipelines import choose
+from ..pipelines import by_position, choose
 from ..visit import BareVisit, FannedOutVisit, check_fresh, parse_visit
 from .deployments import Deployment
 from .table import DetectorVisit, VisitEntry
@@ -139,7 +139,8 @@ def admit(
     announced = now - visit.age(now)
     expires = announced + settings.message_expiration
     planned = {}
-    centres = _centres(visit, focal_plane, fresh)
+    nodes = (*pipelines.preprocessing_pipelines, *pipelines.main_pipelines)
+    centres = _centres(visit, focal_plane, fresh) if by_position(nodes) else {}
     for detector in sorted(fresh):
         main = choose(pipelines.main_pipelines, visit, centres.get(detector))
         if main:

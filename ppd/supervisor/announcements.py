@@ -156,13 +156,12 @@ def _admit(supervisor: Supervisor, hearing: _Hearing, announcement: Announcement
         hearing.add(announcement, supervisor.admit(announcement.message, besides=hearing.detectors))
     except OtherInstrumentError as e:
         hearing.refuse(announcement, _OTHERS, str(e))
-    except PpdError as e:
-        refusal = refusal_of(e)
-        if refusal is None:
-            raise
-        hearing.refuse(announcement, refusal, str(e))
-    except (sqlite3.Error, OSError) as e:
-        # Of our disk, not of the announcement.
+    except (PpdError, sqlite3.Error, OSError) as e:
+        refusal = refusal_of(e) if isinstance(e, PpdError) else None
+        if refusal is not None:
+            hearing.refuse(announcement, refusal, str(e))
+            return
+        # Of our disk, or of our configuration: not of the announcement.
         _LOG.exception("Announcement %s could not be looked at.", announcement.ticket)
         supervisor.counters.add("internal_errors")
         hearing.judge(announcement, Verdict.LATER, "unavailable", with_cause(e))
