@@ -127,7 +127,7 @@ class Settings(Frozen):
     """Redis server of a stream of visits: ``redis://host:port/db``, ``rediss://`` for TLS, ``unix:///path``,
     or just a host; none when absent (REDIS_STREAM_HOST). Its password is in REDIS_PASSWORD."""
 
-    redis_stream: Name = pydantic.Field(default_factory=lambda data: _stream_of(data), validate_default=True)
+    redis_stream: Name = pydantic.Field(default_factory=_stream_of, validate_default=True)
     """Name of the stream; ``instrument:`` and the instrument in small letters when absent
     (REDIS_STREAM_NAME)."""
 

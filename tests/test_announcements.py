@@ -44,9 +44,16 @@ class _Source:
 
     def __init__(self) -> None:
         self.judged: list[Judgement] = []
+        self.held: str | None = None
 
     def settle(self, judgements: Any) -> None:
         self.judged += judgements
+
+    def hold(self, reason: str | None) -> None:
+        self.held = reason
+
+    def status(self) -> str | None:
+        return self.held
 
 
 @pytest.fixture
@@ -81,7 +88,7 @@ def supervisor(tmp_path: Path) -> Iterator[Any]:
     found.lifecycle = Lifecycle(
         settings, "", ledger, nothing, lambda *a: True, lambda *a: None, nothing, nothing
     )
-    found.visit_sources = VisitSources([])
+    found.visit_sources = VisitSources([_Source()])  # type: ignore[list-item]
     yield found
     found.journal.close()
     found.inbox.close()
@@ -179,15 +186,16 @@ def test_not_now(supervisor: Any, why: str) -> None:
         supervisor.journal._db.execute(f"PRAGMA max_page_count={pages}")
     else:
         setattr(supervisor, why, True)
-    some = [_message(groupId=f"g{i}", detector="1", survey="x" * 100) for i in range(60)]
-    some = [{**m, "survey": ""} for m in some]
-    judged = _announce(supervisor, *some)
+    judged = _announce(supervisor, *(_message(groupId=f"g{i}", detector="1") for i in range(60)))
     assert set(_verdicts(judged)) == {Verdict.LATER}
     assert all(j.reason for j in judged.values())
     assert supervisor.lifecycle.table.visits == {}
     assert _known(supervisor, "g0") == set()
     if why == "journal":
         assert supervisor.counters["visits_refused_journal"] == 60
+        # Nothing more is read for a while.
+        supervisor.visit_sources.turn(lambda: None)
+        assert "The journal can't be written" in supervisor.visit_sources.status()[0]
 
 
 def test_paused_detector(supervisor: Any) -> None:

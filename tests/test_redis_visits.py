@@ -62,7 +62,9 @@ class Listener:
         self.batches.append(len(item.announcements))
         self.heard += item.announcements
         # As the loop does, in one go.
-        item.source.settle([Judgement(a.ticket, self.judge(a), "a reason") for a in item.announcements])
+        item.source.settle(
+            [Judgement(a.ticket, self.judge(a), reason="a reason") for a in item.announcements]
+        )
 
     def detectors(self) -> list[int]:
         return [int(a.message["detector"]) for a in self.heard]
@@ -389,6 +391,31 @@ def test_server_that_became_a_replica(tmp_path: Path) -> None:
         server.client.replicaof("NO", "ONE")
         _fill(server, 1, begin=1)
         wait_for(lambda: len(listener.heard) == 2, 10.0, "the second")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"-LOADING Redis is loading the dataset in memory\r\n",
+        b"-MOVED 1234 10.0.0.1:6379\r\n",
+        b"-CLUSTERDOWN Hash slot not served\r\n",
+        b"-NOPERM this user has no permissions\r\n",
+        b"-OOM command not allowed\r\n",
+        b"?what\r\n",
+    ],
+    ids=lambda answer: answer.decode().strip("-\r\n").partition(" ")[0],
+)
+def test_errors_that_pass(server: RedisServer, answer: bytes) -> None:
+    with wire(server.port) as between:
+        between.answer = answer
+        with listening(_through(between)) as listener:
+            wait_for(lambda: listener.source.status().trouble, 10.0, "trouble")
+            between.answer = None
+            between.cut()
+            _fill(server, 1)
+            wait_for(lambda: _settled(server), 10.0, "all to be confirmed")
+            wait_for(lambda: listener.source.status().trouble is None, 10.0, "it to be well")
+    assert listener.detectors() == [0]
 
 
 def test_connection_is_made_anew_after_a_long_silence(server: RedisServer) -> None:

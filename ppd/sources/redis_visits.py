@@ -351,7 +351,9 @@ class RedisVisits:
     def _settled(self, names: Sequence[str]) -> None:
         with self._wake:
             for name in names:
-                self._judged.pop(name, None)
+                judgement, _ = self._judged.pop(name)
+                if judgement.verdict is not Verdict.DEFECT:
+                    self._defects.pop(name, None)
 
 
 def _announcement(entry: StreamEntry) -> Announcement:

@@ -180,6 +180,8 @@ def _accept(supervisor: Supervisor, hearing: _Hearing, kind: str) -> None:
     except JournalError as e:
         refusal = refusal_of(e)
         assert refusal is not None
+        # The others of the group may take what comes meanwhile.
+        supervisor.visit_sources.rest(str(e))
         for announcement in hearing.accepted:
             hearing.refuse(announcement, refusal, str(e))
     else:

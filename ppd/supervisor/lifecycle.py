@@ -40,7 +40,6 @@ from .deadlines import check_time, terminate
 from .dispatcher import Dispatcher
 from .endings import Endings
 from .input_seeker import InputSeeker
-from .journaled import Acceptance
 from .ledger import Ledger
 from .outputs import Outputs
 from .raw_sources import RawSources
@@ -146,20 +145,7 @@ class Lifecycle:
             Raised if they can't be made durable; then none is accepted.
         """
         here("supervisor.acceptance-not-journaled")
-        self.ledger.journal.visits_accepted(
-            [
-                Acceptance(
-                    entry.visit.instrument,
-                    entry.visit.groupId,
-                    tuple(entry.detectors),
-                    entry.visit.model_dump(mode="json"),
-                    entry.day_obs,
-                    entry.deployment.id,
-                    {"source": source, **detail},
-                )
-                for entry in entries
-            ]
-        )
+        self.ledger.journal.visits_accepted([entry.acceptance(source=source, **detail) for entry in entries])
         here("supervisor.acceptance-journaled")
         for entry in entries:
             with bound(group=entry.visit.groupId):

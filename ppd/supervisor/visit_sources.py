@@ -15,6 +15,7 @@ _LOG = logging.getLogger(__name__)
 
 # How often it is asked whether announcements may come: that looks at a disk.
 _ASK_SECONDS = 0.25
+_REST_SECONDS = 5.0
 
 
 def make_visit_sources(
@@ -66,6 +67,7 @@ class VisitSources:
     def __init__(self, sources: Sequence[VisitSource]):
         self._sources = sources
         self._asked_at = 0.0
+        self._rest_until, self._rest_reason = 0.0, ""
 
     def start(self) -> None:
         """Begin to listen."""
@@ -89,9 +91,13 @@ class VisitSources:
         if not self._sources or now < self._asked_at + _ASK_SECONDS:
             return
         self._asked_at = now
-        reason = why_not()
+        reason = self._rest_reason if now < self._rest_until else why_not()
         for source in self._sources:
             self._guarded(source, source.hold, reason)
+
+    def rest(self, reason: str) -> None:
+        """Hold the sources for some seconds: what comes could not be accepted."""
+        self._rest_until, self._rest_reason = time.monotonic() + _REST_SECONDS, reason
 
     def settle(self, source: VisitSource, judgements: Sequence[Judgement]) -> None:
         """Tell a source what was judged."""
