@@ -17,17 +17,17 @@ from typing import Any
 
 from aiohttp import web
 
+from .._limits import MAX_ANNOUNCED
 from ..control import NoSupervisorError
 from ..messages import ControlRequest
 from .cloud_events import CloudEventError, read_events
 from .door import HEADERS, NEXT_VISIT, Limits
 from .line import ControlLine
 
-_AT_ONCE = 64
 _MAX_WAITING = 1000
 _MAX_EVENTS = 400
 _MAX_BODY_BYTES = 512 << 10
-# A message for the supervisor holds 64 of them.
+# A message for the supervisor holds many of them.
 _MAX_VISIT_BYTES = 16 << 10
 _RETRY_SECONDS = 5
 _MAX_ERROR = 300
@@ -65,7 +65,7 @@ class _Announcer:
         """Take them to the supervisor, for ever."""
         while True:
             await self._news.wait()
-            some, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
+            some, self._waiting = self._waiting[:MAX_ANNOUNCED], self._waiting[MAX_ANNOUNCED:]
             if not self._waiting:
                 self._news.clear()
             # Who asked may have gone; then nobody asks for the answer.
