@@ -26,9 +26,10 @@ from .report import describe_machine, draw, show_table, write_results
 from .rows import ForkTimes, Row, median_rows
 from .servers import PostgresServer
 from .sight import measure_sight
+from .site import measure_site
 from .sky import choose_detectors, make_visits
 
-_PARTS = ("inputs", "life", "durability", "sight")
+_PARTS = ("inputs", "life", "durability", "sight", "site")
 _BACKENDS = ("sqlite", "postgresql")
 _WAYS = {"ppd": "bench.ppd_way", "per-worker": "bench.per_worker"}
 # What takes long once is measured once.
@@ -61,6 +62,10 @@ def main() -> int:
     if "sight" in arguments.only:
         figures = measure_sight(console.print)
         merge_part(arguments.out / "results.json", "sight", figures)
+        console.print_json(data=figures)
+    if "site" in arguments.only:
+        figures = measure_site(console.print)
+        merge_part(arguments.out / "results.json", "site", figures)
         console.print_json(data=figures)
     if "inputs" not in arguments.only:
         return 0

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from annotated_types import Interval
 
-from ._limits import MAX_DETECTORS, MAX_ENTRIES, MAX_REASON, MAX_TYPE_NAME, MAX_TYPES
+from ._limits import MAX_ANNOUNCED, MAX_DETECTORS, MAX_ENTRIES, MAX_REASON, MAX_TYPE_NAME, MAX_TYPES
 
 
 class Message(pydantic.BaseModel):
@@ -37,6 +37,7 @@ class ControlRequest(Message):
     command: Literal[
         "status",
         "submit",
+        "announce",
         "visits",
         "retry",
         "replay",
@@ -61,6 +62,8 @@ class ControlRequest(Message):
     """What is asked for."""
     visit: Any = None
     """The nextVisit message, for ``submit``: text or object, as it came."""
+    visits: Annotated[tuple[Any, ...], pydantic.Field(max_length=MAX_ANNOUNCED)] = ()
+    """nextVisit messages, for ``announce``; each is answered by itself."""
     group: str | None = None
     """Which visit, for ``inputs``, ``cancel``, ``retry`` and ``replay``."""
     detector: int | None = None

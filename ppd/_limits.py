@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+MAX_ANNOUNCED = 64
+"""Announcements."""
 MAX_ENTRIES = 20
 """Dead letters."""
 MAX_DETECTORS = 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -109,6 +110,25 @@ def _check_address(value: str) -> str:
     return value.strip()
 
 
+def _check_redis(value: object) -> object:
+    if not isinstance(value, str) or not value.strip():
+        return value
+    url = value.strip()
+    # The environment of prompt_processing has just a host.
+    url = url if "://" in url else f"redis://{url}"
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port
+    except ValueError as e:
+        raise ValueError(f"no URL of a Redis server: {e}") from None
+    if parts.scheme == "unix" and parts.path and not parts.query:
+        return url
+    good = parts.scheme in ("redis", "rediss") and parts.hostname and port != 0
+    if not good or parts.query or parts.fragment or not re.fullmatch(r"/?\d{0,5}", parts.path):
+        raise ValueError("no URL of a Redis server: redis://host:port/db, rediss://… or unix:///path")
+    return url
+
+
 Bytes = Annotated[int, pydantic.BeforeValidator(parse_size), pydantic.Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 Grace = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
@@ -116,6 +136,7 @@ Count = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
 Name = Annotated[str, pydantic.Field(min_length=1)]
 Regex = Annotated[str, pydantic.AfterValidator(_check_regex)]
 Url = Annotated[str, pydantic.Field(pattern=r"^https?://[^/\s]+")]
+RedisUrl = Annotated[str, pydantic.BeforeValidator(_check_redis), pydantic.Field(min_length=1)]
 Level = Annotated[str, pydantic.BeforeValidator(_check_level)]
 Listen = Annotated[
     Annotated[str, pydantic.AfterValidator(_check_address)] | None, pydantic.BeforeValidator(_check_listen)

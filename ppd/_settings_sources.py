@@ -40,6 +40,11 @@ ENVIRONMENT = {
     "REPO_RETRY_DELAY": "repo_retry_delay",
     "EXPORT_TYPE_REGEXP": "export_types",
     "SERVICE_LOG_LEVELS": "log_levels",
+    "REDIS_STREAM_HOST": "redis_url",
+    "REDIS_STREAM_NAME": "redis_stream",
+    "REDIS_STREAM_CONSUMER_GROUP": "redis_group",
+    "REDIS_RETRY_DELAY": "redis_retry_delay",
+    "FANNED_OUT_MSG_LISTEN_TIMEOUT": "redis_listen_timeout",
 }
 """Setting by environment name; the names are prompt_processing's."""
 
@@ -50,7 +55,6 @@ _NOT_YET = (
     "KAFKA_CLUSTER",
     "BUCKET_TOPIC",
     "USE_KAFKA_BUTLER_WRITER",
-    "REDIS_STREAM_HOST",
     "SASQUATCH_URL",
 )
 
@@ -63,6 +67,7 @@ _PATHS = (
     "spool_dir",
     "http_token_file",
     "control_keys",
+    "redis_ca_file",
 )
 _URIS = ("central_repo", "read_central_repo", "apdb_config")
 _NODES = ("preprocessing_pipelines", "main_pipelines")

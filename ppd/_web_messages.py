@@ -27,6 +27,8 @@ class WebSetup(Message):
     """Where the page is served; `None`: it is not."""
     port: int
     token_file: str | None
+    visits: bool
+    """Whether visits may be announced there."""
     socket_dir: str
     state_dir: str
     log: dict[str, Any]

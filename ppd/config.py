@@ -21,6 +21,7 @@ from ._setting_types import (
     Listen,
     Name,
     PipelineNode,
+    RedisUrl,
     Regex,
     Seconds,
     SkyRange,
@@ -32,6 +33,11 @@ from ._setting_types import (
 _UNIX_PATH_BYTES = 107
 # The longest name that ppd gives to a socket in its socket directory.
 _SOCKET_NAME_BYTES = 20
+
+
+def _stream_of(data: Mapping[str, Any]) -> str:
+    # An instrument that is no name is a mistake of its own.
+    return f"instrument:{data.get('instrument', '').lower()}"
 
 
 class Settings(Frozen):
@@ -134,6 +140,32 @@ class Settings(Frozen):
 
     spool_wait: Seconds = 3600.0
     """Seconds that a child waits for room in the spool before its outputs are lost."""
+
+    redis_url: RedisUrl | None = None
+    """Redis server of a stream of visits: ``redis://host:port/db``, ``rediss://`` for TLS, ``unix:///path``,
+    or just a host; none when absent (REDIS_STREAM_HOST). Its password is in REDIS_PASSWORD."""
+
+    redis_stream: Name = pydantic.Field(default_factory=_stream_of, validate_default=True)
+    """Name of the stream; ``instrument:`` and the instrument in small letters when absent
+    (REDIS_STREAM_NAME)."""
+
+    redis_group: Name = "ppd"
+    """Consumer group of the stream, made if it is not there (REDIS_STREAM_CONSUMER_GROUP)."""
+
+    redis_ca_file: Path | None = None
+    """Certificates of the authorities that the Redis server's is checked by; the system's when absent."""
+
+    redis_retry_delay: Seconds = 30.0
+    """Longest pause before a Redis server that is away is tried again (REDIS_RETRY_DELAY)."""
+
+    redis_listen_timeout: Seconds = 300.0
+    """Seconds without an entry after which the connection is made anew (FANNED_OUT_MSG_LISTEN_TIMEOUT)."""
+
+    redis_claim_idle: Annotated[float, pydantic.Field(ge=1, allow_inf_nan=False)] = 60.0
+    """Seconds after which an entry that another consumer was given and has not confirmed is taken over."""
+
+    redis_deliveries: Annotated[int, pydantic.Field(ge=2, lt=2**31)] = 5
+    """How often an entry is delivered that ppd has died of, or failed at; then it is set aside."""
 
     raw_dirs: tuple[Path, ...] = ()
     """Folders that are watched for raws."""
@@ -263,6 +295,9 @@ class Settings(Frozen):
 
     http_token_file: Path | None = None
     """File with the token that lets the page pause, resume and cancel; without it the page only shows."""
+
+    http_visits: bool = False
+    """Whether visits may be announced at that address: POST /next-visit, by whoever can reach it."""
 
     log_level: Level = "INFO"
     """Level of ppd's and the middleware's log."""

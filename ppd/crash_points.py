@@ -43,6 +43,7 @@ class CrashPoint:
 
 _SUPERVISOR = {
     # Announced
+    "entries-read": "entries of a stream are read; the loop does not know of them",
     "visit-received": "an announcement is read; nothing of it is written",
     "visit-validated": "it can be taken on; nothing of it is written",
     "acceptance-not-journaled": "its transaction has not begun",
@@ -50,6 +51,8 @@ _SUPERVISOR = {
     "acceptance-journaled": "it is durable; nobody knows of it but the journal",
     "answer-not-sent": "what was asked for is durable; who asked does not know",
     "answer-sent": "an answer is on its way",
+    "entries-not-confirmed": "what a stream's entries announce is accounted for; the stream does not know",
+    "entries-confirmed": "the stream knows that its entries are accounted for",
     "notes-not-committed": "what a turn of the loop has noted is in memory",
     "notes-committed": "what a turn of the loop has noted is durable",
     # Inputs

@@ -19,6 +19,8 @@ VALUES = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
+    "REDIS_USERNAME",
+    "REDIS_PASSWORD",
 )
 """Variables whose value may be in the file that ``NAME_FILE`` names, or in a credential."""
 

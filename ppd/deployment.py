@@ -42,6 +42,7 @@ def day_obs(now: float) -> int:
     return int(date.strftime("%Y%m%d"))
 
 
+@functools.lru_cache(maxsize=16)
 def date_string(day_obs: int) -> str:
     """Return a day_obs as collection names have it, YYYY-MM-DD.
 
@@ -71,6 +72,7 @@ def chain_name(instrument: str, date: str) -> str:
     return f"{instrument}/prompt/output-{date}"
 
 
+@functools.lru_cache(maxsize=256)
 def run_name(instrument: str, date: str, pipeline: str, deployment: str) -> str:
     """Return the name of the run that a pipeline's outputs go to.
 

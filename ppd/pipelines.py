@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "PipelineNode",
     "all_pipelines",
+    "by_position",
     "choose",
     "load_pipeline",
     "pipeline_inputs",
@@ -45,6 +46,11 @@ def all_pipelines(nodes: Iterable[PipelineNode]) -> tuple[str, ...]:
         Each path once, in order of first mention.
     """
     return tuple(dict.fromkeys(path for node in nodes for path in node.pipelines))
+
+
+def by_position(nodes: Iterable[PipelineNode]) -> bool:
+    """Whether a detector's position matters for which pipelines it gets."""
+    return any(_is_spatial(node) and node.coord_type == "detector" for node in nodes)
 
 
 def choose(
@@ -90,8 +96,12 @@ def choose(
     return ()
 
 
+def _is_spatial(node: PipelineNode) -> bool:
+    return not (node.ra is None and node.dec is None and node.binary_map is None)
+
+
 def _is_inside(node: PipelineNode, position: tuple[float, float] | None) -> bool:
-    if node.ra is None and node.dec is None and node.binary_map is None:
+    if not _is_spatial(node):
         return True
     if position is None:
         return False

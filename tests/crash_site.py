@@ -19,6 +19,7 @@ from crash_evidence import FORGED, End, Evidence, Visit
 from lsst.daf.butler import Butler, CollectionType, DatasetType, Timespan
 from lsst.images import Image
 from observatory import TESTS, Ppd, wait_for
+from redis_support import RedisServer
 
 from bench.demo_visit import FILTER, DemoVisit
 from bench.soak_raws import plan_raw
@@ -33,6 +34,7 @@ from ppd.messages import ControlReply, ControlRequest, decode, encode
 
 DETECTORS = 9
 RETRIES = 2
+STREAM = "visits"
 
 _PIPELINES = TESTS.parent / "bench" / "pipelines"
 _CALIB = f"{INSTRUMENT}/calib/crash"
@@ -90,6 +92,7 @@ class CrashSite(Ppd):
         self.crash_folder = folder / "crash"
         (self.crash_folder / HIT_FOLDER).mkdir(parents=True)
         os.environ[FOLDER_VARIABLE] = str(self.crash_folder)  # for what is started from here
+        self.redis = RedisServer(folder)
         super().__init__(
             _Survey(),  # type: ignore[arg-type]
             folder,
@@ -108,7 +111,10 @@ class CrashSite(Ppd):
             heartbeat_interval=0.5,
             heartbeat_timeout=20.0,
             kill_grace=2.0,
+            redis_url=self.redis.url,
+            redis_stream=STREAM,
         )
+        self.redis.start()
         self.visits: list[Visit] = []
         self.helpers_dead = 0
         """How often this supervisor's nursery or exporter has died."""
@@ -123,6 +129,7 @@ class CrashSite(Ppd):
 
     def close(self) -> None:
         super().close()
+        self.redis.close()
         self.evidence.close()
         os.environ.pop(FOLDER_VARIABLE, None)
 
@@ -214,6 +221,12 @@ class CrashSite(Ppd):
             if self.process is not None and self.process.poll() is not None:
                 return decode(socket.recv()) if socket.poll(200) else None
         raise AssertionError(f"ppd lives and does not answer; its log is {self.log}")
+
+    def announce_by_stream(self, visit: Visit) -> None:
+        """Put a visit's announcements into the stream, all at once."""
+        self.visits.append(visit)
+        message = visit.plan.message()
+        self.redis.add_all(STREAM, [{**message, "detector": d} for d in visit.raws])
 
     def deliver(self, visit: Visit) -> None:
         """Let a visit's raws land."""

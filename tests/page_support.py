@@ -7,7 +7,7 @@ import contextlib
 import http.client
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class StandIn:
 
     def __init__(self, folder: Path):
         self._path = folder / "control.ipc"
-        self.answers: dict[str, ControlReply] = {}
+        self.answers: dict[str, ControlReply | Callable[[ControlRequest], ControlReply]] = {}
         self.asked: list[ControlRequest] = []
         self.set(make_status(), make_overview({}, []))
         self._end = threading.Event()
@@ -115,7 +115,9 @@ class StandIn:
                 request = decode(body)
                 self.asked.append(request)
                 nothing = ControlReply(ok=False, code="unknown", error="No such thing.")
-                socket.send_multipart([*envelope, encode(self.answers.get(request.command, nothing))])
+                answer = self.answers.get(request.command, nothing)
+                reply = answer(request) if callable(answer) else answer
+                socket.send_multipart([*envelope, encode(reply)])
         self._path.unlink(missing_ok=True)
 
 
@@ -194,6 +196,7 @@ def make_setup(plane: FocalPlane, sockets: Path, state: Path, **changes: Any) ->
             "host": "127.0.0.1",
             "port": 0,
             "token_file": None,
+            "visits": False,
             "socket_dir": str(sockets),
             "state_dir": str(state),
             "log": {"log_level": "INFO", "log_format": "text", "log_levels": {}},

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from metrics_support import Scrape, alerts, firing
 from observatory import Observatory, Ppd, running, wait_for
+from redis_support import RedisServer, redis_server
 
 from bench.moved_clock import environment, move
 from ppd.messages import ControlRequest
@@ -31,14 +32,23 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ppd(observatory: Observatory, tmp_path_factory: pytest.TempPathFactory, clock: Path) -> Iterator[Ppd]:
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("stream")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def ppd(
+    observatory: Observatory, tmp_path_factory: pytest.TempPathFactory, clock: Path, stream: RedisServer
+) -> Iterator[Ppd]:
     move(clock, 0.0)
 
     def prepare(ppd: Ppd) -> None:
         ppd.environ = environment(clock, ppd.environ)
 
     folder = tmp_path_factory.mktemp("alarmed")
-    with running(observatory, folder, prepare, image_timeout=5.0, repo_retry_delay=0.5) as ppd:
+    changes = {"image_timeout": 5.0, "repo_retry_delay": 0.5, "redis_url": stream.url, "redis_retry_delay": 1}
+    with running(observatory, folder, prepare, **changes) as ppd:
         yield ppd
 
 
@@ -260,6 +270,17 @@ def test_cause(ppd: Ppd, provoke: Callable[[Ppd], Scrape], expected: set[str]) -
     assert expected <= found
     _seen.update(found & expected)
     _calm(ppd)
+
+
+def test_the_stream_is_away(ppd: Ppd, stream: RedisServer) -> None:
+    before = _calm(ppd)
+    stream.stop()
+    try:
+        assert "PpdVisitSourceTrouble" in firing([before, _in_trouble(ppd, "visits")])
+    finally:
+        stream.start()
+    _calm(ppd)
+    _seen.add("PpdVisitSourceTrouble")
 
 
 def test_the_spool_fills(ppd: Ppd) -> None:

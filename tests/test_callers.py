@@ -48,6 +48,7 @@ class _Served:
     def __init__(self, folder: Path, groups: Groups, children: set[int]):
         self.supervisor: Any = Supervisor.__new__(Supervisor)
         self.supervisor.counters, self.supervisor.answers = Counters(), []
+        self.supervisor.judgements = []
         self.supervisor.groups = groups
         self.supervisor.draining = False
         self.supervisor.task_pids = lambda: children

@@ -230,3 +230,45 @@ def test_frozen(tmp_path: Path) -> None:
     settings = load_settings(_write(tmp_path, MINIMAL), {"PIPES": "/p"})
     with pytest.raises(ValueError, match="frozen"):
         settings.slots = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("prompt-redis", "redis://prompt-redis"),
+        (" prompt-redis:6380 ", "redis://prompt-redis:6380"),
+        ("[::1]:6379", "redis://[::1]:6379"),
+        ("redis://user:pass-word@h:6379/3", "redis://user:pass-word@h:6379/3"),
+        ("rediss://h", "rediss://h"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+    ],
+)
+def test_where_the_stream_is(tmp_path: Path, given: str, found: str) -> None:
+    """By the names of prompt_processing, which knows just a host."""
+    environ = {
+        "PIPES": "/p",
+        "REDIS_STREAM_HOST": given,
+        "REDIS_STREAM_CONSUMER_GROUP": "workers",
+        "REDIS_RETRY_DELAY": "7",
+    }
+    settings = load_settings(_write(tmp_path, MINIMAL), environ)
+    assert (settings.redis_url, settings.redis_group, settings.redis_retry_delay) == (found, "workers", 7.0)
+    assert settings.redis_stream == f"instrument:{settings.instrument.lower()}"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "http://h",
+        "redis://",
+        "h:port",
+        "h:99999",
+        "h:0",
+        "redis://h/name",
+        "rediss://h?ssl_cert_reqs=none",
+        "unix://",
+    ],
+)
+def test_nowhere_to_find_the_stream(tmp_path: Path, given: str) -> None:
+    with pytest.raises(ConfigurationError, match="no URL of a Redis server"):
+        load_settings(_write(tmp_path, MINIMAL), {"PIPES": "/p", "REDIS_STREAM_HOST": given})

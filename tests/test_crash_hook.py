@@ -38,7 +38,7 @@ def test_each_is_in_the_code_once() -> None:
 
 def test_each_is_of_the_process_that_its_name_says() -> None:
     rooms = {
-        "supervisor": ("supervisor/", "cache/"),
+        "supervisor": ("supervisor/", "cache/", "sources/"),
         "nursery": ("workers/nursery.py",),
         "child": ("workers/",),
         "exporter": ("supervisor/export", "supervisor/spool.py", "supervisor/dead_letters.py"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from crash_evidence import End
-from crash_site import DETECTORS, RETRIES, CrashSite
+from crash_site import DETECTORS, RETRIES, STREAM, CrashSite
 from observatory import wait_for
 
 from ppd.crash_points import CRASH_POINTS
@@ -121,6 +121,12 @@ _DEAD_LETTER = [
     Walk("exporter.report-sent", ("SetAside",)),
     Walk("supervisor.dead-letter-noted"),
 ]
+# With nine entries of a stream.
+_STREAM = [
+    Walk("supervisor.entries-read"),
+    Walk("supervisor.entries-not-confirmed", quick=True),
+    Walk("supervisor.entries-confirmed"),
+]
 # What becomes of a child's detector-visit that dies there.
 _AGAIN, _FINAL, _DONE = "again", "final", "done"
 _CHILD = {
@@ -205,7 +211,7 @@ def lives(site: CrashSite) -> Iterator[None]:
 
 
 def test_all_are_walked() -> None:
-    walks = [*_SUPERVISOR, *_NURSERY, *_EXPORTER, *_DEAD_LETTER]
+    walks = [*_SUPERVISOR, *_NURSERY, *_EXPORTER, *_DEAD_LETTER, *_STREAM]
     walked = {w.point for w in walks} | {*_WHILE_STARTING, *_CHILD} | _ALONE
     assert walked == CRASH_POINTS.keys()
     assert len(walked) >= 40
@@ -327,6 +333,36 @@ def test_supervisor_dies_while_it_starts(site: CrashSite, points: list[str]) -> 
     site.start()
     (end,) = site.await_end(visit).values()
     assert end.state == "exported", end
+
+
+# What a stream announces
+
+
+@pytest.mark.parametrize("walk", _params(_STREAM))
+def test_dies_with_a_stream(site: CrashSite, walk: Walk) -> None:
+    """Each detector is accepted once and confirmed, whatever ppd knew of it and the stream did not."""
+    visit = site.plan(range(DETECTORS))
+    site.arm(walk.point)
+    site.announce_by_stream(visit)
+    site.deliver(visit)
+    site.supervisor_dies(walk.point)
+    confirmed, accepted = (
+        walk.point.endswith("-confirmed") and "not" not in walk.point,
+        "read" not in walk.point,
+    )
+    assert site.redis.pending(STREAM) == (0 if confirmed else DETECTORS)
+    assert len(site.evidence.ends(visit)) == (DETECTORS if accepted else 0)
+    site.start()
+    wait_for(lambda: site.redis.pending(STREAM) == 0, 30.0, "all to be confirmed")
+    ends = site.await_end(visit)
+    assert {end.state for end in ends.values()} <= {"exported", "failed"}
+    status = site.status()
+    (source,) = status["visit_sources"]
+    again = 0 if confirmed else DETECTORS
+    assert (source["read"], source["confirmed"], source["trouble"]) == (again, again, None)
+    # Known, or new; never both.
+    assert status["counts"].get("visits_duplicate", 0) == (again if accepted else 0)
+    assert status["counts"].get("visits_accepted", 0) == (0 if accepted else DETECTORS)
 
 
 # What can't be exported

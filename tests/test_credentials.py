@@ -94,7 +94,8 @@ def test_files_that_have_to_be_private(tmp_path: Path, mode: int) -> None:
 def test_what_tasks_get() -> None:
     """Nothing that opens central; what is meant for them under its own name."""
     secrets = {"PGPASSFILE": "central", "LSST_DB_AUTH": "central", "CREDENTIALS_DIRECTORY": "/run/c"}
-    files = {f"{name}_FILE": "central" for name in ("CENTRAL_REPO", "PGPASSWORD")}
+    secrets |= {"REDIS_PASSWORD": "central", "REDIS_STREAM_HOST": "central"}
+    files = {f"{name}_FILE": "central" for name in ("CENTRAL_REPO", "PGPASSWORD", "REDIS_PASSWORD")}
     environ = {**secrets, **files, "PPD_TASKS_LSST_DB_AUTH": "apdb", "AP_KAFKA_TOPIC": "alerts"}
     got = nursery_environment(environ)
     assert "central" not in got.values()

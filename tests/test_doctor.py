@@ -15,6 +15,7 @@ import pytest
 import yaml
 from lsst.daf.butler import Config
 from observatory import Observatory, Ppd, running
+from redis_support import redis_server
 
 from ppd.cli import ctl, doctor_checks
 from ppd.cli.doctor import Finding, examine
@@ -102,6 +103,11 @@ _TOGETHER: dict[str, tuple[Callable[[Path], dict[str, Any]], str, str]] = {
         "bucket",
         "can't be listed",
     ),
+    "no stream": (
+        lambda p: {"redis_url": f"redis://:pass-word@127.0.0.1:{_closed_port()}"},
+        "stream",
+        "can't be asked: ConnectionError",
+    ),
 }
 _ALONE: dict[str, tuple[dict[str, Any], str, str]] = {
     "no room for outputs": ({"spool_min_free": "900 TB"}, "folders", "no visit is accepted"),
@@ -130,6 +136,20 @@ def test_what_is_wrong_is_found(examined: Callable[..., Found], planted: str) ->
     wrong = _wrong(examined(1, **changes))
     assert said in wrong.get(where, ""), wrong
     assert set(wrong) <= {where, "init-outputs"}, wrong
+
+
+def test_stream_of_visits(examined: Callable[..., Found], tmp_path: Path) -> None:
+    """A group that is not there is no fault, but may be a typing error."""
+    with redis_server(tmp_path) as server:
+        found = examined(redis_url=server.url)
+        assert "no stream instrument:democam, group ppd" in _wrong(found, "warning")["stream"]
+        server.client.xgroup_create("visits", "prompt", mkstream=True)
+        server.add("visits", {"detector": 1})
+        found = examined(redis_url=server.url, redis_stream="visits", redis_group="prompt")
+    assert "stream" not in _wrong(found, "warning")
+    assert found["stream"][0]["text"].endswith(
+        "stream visits, group prompt: 1 entries wait, 0 are not confirmed"
+    )
 
 
 def test_packages_of_other_versions(examined: Callable[..., Found], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,7 @@ def site(tmp_path: Path) -> Path:
         "central/butler.yaml",
         "central/gen3.sqlite3",
         "central/apdb/apdb.yaml",
+        "central/raws/a",
         "ppd.yaml",
         "token",
     ):

@@ -114,6 +114,7 @@ def test_values_of_a_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert settings.export_types == (".*_(config|metadata|log)", "dia_source_detector")
     assert (settings.preload_padding, settings.image_timeout, settings.transfer_workers) == (50.1, 120, 5)
     assert settings.read_central_repo == "s3://rubin-summit-users/butler-readonly.yaml"
+    assert (settings.redis_url, settings.redis_stream) == ("redis://prompt-redis", "instrument:lsstcam")
     assert (settings.worker_timeout, settings.message_expiration) == (900, 3600)
     assert settings.log_levels == {"timer.lsst.activator": "DEBUG", "lsst.daf.butler": "VERBOSE"}
     # With the sentence of each setting, and the comments that there were.
@@ -133,7 +134,6 @@ def test_values_of_a_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     left = [line.strip() for line in err.partition("Not carried over:")[2].splitlines() if line]
     for what in (
         "KAFKA_CLUSTER (kafka:9094)",
-        "REDIS_STREAM_HOST (prompt-redis)",
         "image",
         "resources",
         "keda",

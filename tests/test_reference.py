@@ -52,7 +52,7 @@ def test_the_reference_has_all_messages() -> None:
     given = {"ok"}
     for path in (_ROOT / "ppd" / "supervisor").glob("*.py"):
         given.update(re.findall(r'\bcode="(\w+)"', path.read_text()))
-        if path.name == "commands.py":
+        if path.name == "refusals.py":
             given.update(re.findall(r'\(\w+Error, "\w+", "(\w+)"\)', path.read_text()))
     assert given == set(message_reference._CODES)
 

@@ -46,6 +46,13 @@ _STATUS: dict[str, Any] = {
     "spool": {"entries": 12, "bytes": 3.4e8},
     "loop": {"longest_minute": 0.04, "longest": 0.2},
     "raws_waiting": 3,
+    "visit_sources": [
+        {
+            "name": "redis://prompt-redis, stream instrument:lsstcam, group ppd",
+            **{"trouble": None, "held": "ppd is draining", "lag": 2, "pending": None, "delay": 0.1},
+            **{"read": 9261, "confirmed": 9260, "claimed": 0, "set_aside": 1, "postponed": 0, "gone": 0},
+        }
+    ],
     "counts": {f"something_counted_{n}": 1000 * n for n in range(30)},
     "errors": [
         {"time": 3600.0, "kind": "failed", "what": f"g/{n}#1", "message": "no\x1b[2J stars\n" * 20}

@@ -37,7 +37,8 @@ class _Lifecycle:
 def supervisor() -> Iterator[Any]:
     """A supervisor with nothing but an inbox, counters and a control socket."""
     found: Any = Supervisor.__new__(Supervisor)
-    found.counters, found.inbox, found.lifecycle, found.answers = Counters(), Inbox(), _Lifecycle(), []
+    found.counters, found.inbox, found.lifecycle = Counters(), Inbox(), _Lifecycle()
+    found.answers, found.judgements = [], []
     yield found
     found.inbox.close()
 

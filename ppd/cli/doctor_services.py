@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["SERVICE_CHECKS"]
 
+import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -123,6 +124,42 @@ def check_bucket(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", f"bucket {settings.raw_bucket} can be listed")
 
 
+def check_stream(settings: Settings) -> Iterator[Finding]:
+    """Whether the Redis server of visits answers and has the stream's group, if one is configured."""
+    if settings.redis_url is None:
+        return
+    from ..redis_client import explain as explain_redis
+    from ..redis_client import make_client as make_redis_client
+    from ..redis_client import public_url
+    from ..sources.redis_stream import RedisStream
+
+    where = public_url(settings.redis_url)
+    try:
+        with contextlib.closing(
+            make_redis_client(settings.redis_url, ca_file=settings.redis_ca_file, name="ppdctl")
+        ) as client:
+            stream = RedisStream(client, settings.redis_stream, settings.redis_group, "ppdctl")
+            standing = stream.standing()
+    except Exception as e:
+        yield Finding(
+            "fault",
+            f"{where} can't be asked: {explain_redis(e) or one_line(e)}",
+            "see redis_url, redis_ca_file and REDIS_PASSWORD, and that the server runs",
+        )
+        return
+    what = f"stream {settings.redis_stream}, group {settings.redis_group}"
+    if standing is None:
+        yield Finding(
+            "warning",
+            f"{where} answers and has no {what}: ppd will make it",
+            "see redis_stream and redis_group, if others write or read there already",
+        )
+    else:
+        lag, pending = standing
+        waiting = "an unknown number of" if lag is None else lag
+        yield Finding("ok", f"{where} answers; {what}: {waiting} entries wait, {pending} are not confirmed")
+
+
 def check_daemon(settings: Settings) -> Iterator[Finding]:
     """Whether a ppd runs, and how it is."""
     try:
@@ -146,6 +183,7 @@ SERVICE_CHECKS: dict[str, Callable[[Settings], Iterator[Finding]]] = {
     "init-outputs": check_init_outputs,
     "apdb": check_apdb,
     "bucket": check_bucket,
+    "stream": check_stream,
     "daemon": check_daemon,
 }
 """Checks of what ppd talks to."""

@@ -112,6 +112,10 @@ _CACHE = "`place`, `max_bytes`, `max_pinned_bytes`, sums, `types` (one object fo
 _COMMANDS = {
     "status": ("", "what `ppdctl status --json` prints"),
     "submit": ("`visit`, `detectors`", "`group`, `detectors`: those that were accepted"),
+    "announce": (
+        "`visits`",
+        "`judged`: `code` and `error` of each, in their order; for those that pass on what others sent",
+    ),
     "visits": ("", "`night` (day_obs) and `visits`: what `ppdctl visits --json` prints"),
     "retry": ("`group`, `detectors`, `reason`", _TRY_AGAIN),
     "replay": ("`group`, `detectors`, `reason`", _TRY_AGAIN),

@@ -27,7 +27,17 @@ from .options import print_json
 # Names that only prompt_processing has, for what ppd has a setting for.
 _ALSO = {"CALIB_REPO": "central_repo", "LSST_RESOURCES_NUM_WORKERS": "transfer_workers"}
 _YAML_TEXTS = ("preprocessing_pipelines", "main_pipelines", "export_types")
-_WORDS = ("instrument", "skymap", "central_repo", "read_central_repo", "apdb_config", "raw_bucket")
+_WORDS = (
+    "instrument",
+    "skymap",
+    "central_repo",
+    "read_central_repo",
+    "apdb_config",
+    "raw_bucket",
+    "redis_url",
+    "redis_stream",
+    "redis_group",
+)
 _REQUIRED = {"instrument": "X", "central_repo": "X", "main_pipelines": [{"pipelines": []}]}
 
 # The middleware or the tasks read these themselves; the children inherit them.
@@ -55,10 +65,12 @@ _SECRETS = (
     "LSST_DB_AUTH_CREDENTIALS",
     "PGPASSFILE",
     "PGPASSWORD",
+    "REDIS_PASSWORD",
+    "REDIS_USERNAME",
     "SASQUATCH_TOKEN",
 )
 
-_NOT_CONSUMED = "ppd does not read this yet: see docs/thin.md for how visits and raws come"
+_NOT_CONSUMED = "ppd does not read this yet: see docs/thin.md for how raws come"
 _WRITER = "ppd's own exporter writes to the central repo"
 _METRICS = "ppd sends no metrics of pipelines"
 _BY_BYTES = "the cache is bounded by bytes, for all detectors of the node: see cache_bytes"
@@ -76,16 +88,11 @@ _REASONS = {
     "DAF_BUTLER_SASQUATCH_NAMESPACE": _METRICS,
     "DEBUG_CACHE_CALIBS": "calibs are always held; what has changed in central is seen at each visit",
     "DEBUG_EXPORT_OUTPUTS": "set export_types: [] to export nothing",
-    "FANNED_OUT_MSG_LISTEN_TIMEOUT": _NOT_CONSUMED,
     "FILTERS_WITH_CALIBS": _BY_BYTES,
     "KAFKA_CLUSTER": _NOT_CONSUMED,
     "LOCAL_REPO_CACHE_SIZE": _BY_BYTES,
     "LOCAL_REPO_CONFIG": "a child's repo is a clone of the cache's",
     "PATCHES_PER_IMAGE": _BY_BYTES,
-    "REDIS_RETRY_DELAY": _NOT_CONSUMED,
-    "REDIS_STREAM_CONSUMER_GROUP": _NOT_CONSUMED,
-    "REDIS_STREAM_HOST": _NOT_CONSUMED,
-    "REDIS_STREAM_NAME": _NOT_CONSUMED,
     "REFCATS_PER_IMAGE": _BY_BYTES,
     "SASQUATCH_URL": _METRICS,
     "USE_KAFKA_BUTLER_WRITER": _WRITER,

@@ -240,6 +240,7 @@ def _state(status: dict[str, Any]) -> list[_Line]:
         f"  spool {spool['entries']} ({spool['bytes'] / 1e6:.1f} MB)"
         f"  raws waiting {status['raws_waiting']}"
     )
+    lines += [_stream(source) for source in status["visit_sources"]]
     inherited, prefetch = status["inherited"], status["prefetch"]
     lines.append(
         f"cache {cache['datasets']} datasets, {cache['bytes_held'] / 1e6:.1f} MB"
@@ -253,6 +254,18 @@ def _state(status: dict[str, Any]) -> list[_Line]:
         f" {1000 * loop['longest']:.0f} ms since the start"
     )
     return [_plain(line) for line in lines]
+
+
+def _stream(source: dict[str, Any]) -> str:
+    told = [f"read {source['read']}", f"confirmed {source['confirmed']}"]
+    told += [
+        f"{name.replace('_', ' ')} {source[name]}"
+        for name in ("claimed", "set_aside", "postponed", "gone")
+        if source[name]
+    ]
+    lag, pending = ("?" if source[name] is None else source[name] for name in ("lag", "pending"))
+    held = f"  not read: {source['held']}" if source["held"] else ""
+    return f"visits from {source['name']}: {'  '.join(told)}  waiting {lag}  unconfirmed {pending}{held}"
 
 
 def _visits(visits: list[dict[str, Any]]) -> list[_Line]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["DuplicateVisitError", "admit"]
+__all__ = ["DuplicateVisitError", "OtherInstrumentError", "admit"]
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..config import Settings
 from ..deployment import NO_PIPELINE, date_string, day_obs, run_name
 from ..errors import IgnorableVisitError, InvalidVisitError
 from ..focalplane import FocalPlane
-from ..pipelines import choose
+from ..pipelines import by_position, choose
 from ..visit import BareVisit, FannedOutVisit, check_fresh, parse_visit
 from .deployments import Deployment
 from .table import DetectorVisit, VisitEntry
@@ -23,6 +23,10 @@ from .table import DetectorVisit, VisitEntry
 
 class DuplicateVisitError(InvalidVisitError):
     """Raised when every detector of a message was accepted before."""
+
+
+class OtherInstrumentError(InvalidVisitError):
+    """Raised when a message is for an instrument that this ppd does not serve."""
 
 
 def admit(
@@ -80,7 +84,8 @@ def admit(
     ppd.errors.InvalidVisitError
         Raised if the message can't be understood or contradicts the
         instrument; `ppd.errors.StaleVisitError` if it is too old;
-        `DuplicateVisitError` if it came before.
+        `DuplicateVisitError` if it came before, `OtherInstrumentError` if
+        it is for another instrument.
     ppd.errors.IgnorableVisitError
         Raised if the configuration has no pipeline for any of its detectors,
         or all of them are paused.
@@ -90,7 +95,7 @@ def admit(
     if not visit.is_observation:
         raise IgnorableVisitError(f"Visit {visit.identity} is no observation.")
     if visit.instrument != settings.instrument:
-        raise InvalidVisitError(
+        raise OtherInstrumentError(
             f"Visit {visit.identity}: unknown instrument; this ppd serves {settings.instrument}."
         )
     if visit.filters and visit.filters not in filters:
@@ -134,7 +139,8 @@ def admit(
     announced = now - visit.age(now)
     expires = announced + settings.message_expiration
     planned = {}
-    centres = _centres(visit, focal_plane)
+    nodes = (*pipelines.preprocessing_pipelines, *pipelines.main_pipelines)
+    centres = _centres(visit, focal_plane, fresh) if by_position(nodes) else {}
     for detector in sorted(fresh):
         main = choose(pipelines.main_pipelines, visit, centres.get(detector))
         if main:
@@ -165,11 +171,13 @@ def admit(
     )
 
 
-def _centres(visit: BareVisit, focal_plane: FocalPlane) -> dict[int, tuple[float, float]]:
+def _centres(
+    visit: BareVisit, focal_plane: FocalPlane, detectors: Collection[int]
+) -> dict[int, tuple[float, float]]:
     if visit.pointing is None:
         return {}
     centres = {}
-    for detector, region in focal_plane.regions(*visit.pointing).items():
+    for detector, region in focal_plane.regions(*visit.pointing, detectors=detectors).items():
         position = LonLat(region.getCentroid())
         centres[detector] = (position.getLon().asDegrees() % 360.0, position.getLat().asDegrees())
     return centres

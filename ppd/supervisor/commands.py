@@ -11,21 +11,14 @@ from typing import TYPE_CHECKING
 
 from ..crash_points import here
 from ..deployment import day_obs
-from ..errors import (
-    IgnorableVisitError,
-    InvalidVisitError,
-    JournalError,
-    PpdError,
-    SpoolFullError,
-    StaleVisitError,
-)
+from ..errors import PpdError
 from ..messages import ControlReply, ControlRequest, Pointing
-from .admission import DuplicateVisitError
+from .announcements import announce
 from .inputs import describe_inputs
 from .metrics import exposition
 from .overview import describe_detectors
-from .pauses import PausedError
 from .redelivery import deal_with
+from .refusals import refusal_of
 from .requests import Prefetch
 from .second_tries import try_again
 from .status import describe
@@ -37,17 +30,6 @@ if TYPE_CHECKING:
     from .daemon import Supervisor
 
 _LOG = logging.getLogger(__name__)
-
-# How each refusal is counted and answered; the first that fits counts.
-_REFUSALS: tuple[tuple[type[PpdError], str, str], ...] = (
-    (DuplicateVisitError, "visits_duplicate", "duplicate"),
-    (StaleVisitError, "visits_stale", "stale"),
-    (InvalidVisitError, "visits_malformed", "malformed"),
-    (IgnorableVisitError, "visits_ignored", "ignored"),
-    (PausedError, "visits_refused_paused", "unavailable"),
-    (SpoolFullError, "visits_refused_spool_full", "unavailable"),
-    (JournalError, "visits_refused_journal", "unavailable"),
-)
 
 
 def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply | None:
@@ -68,6 +50,8 @@ def answer(supervisor: Supervisor, request: ControlRequest) -> ControlReply | No
     """
     if request.command == "submit":
         return _submit(supervisor, request)
+    if request.command == "announce":
+        return announce(supervisor, request)
     if request.command in ("show_cache", "evict", "pin", "unpin"):
         return None
     if request.command == "visits":
@@ -127,11 +111,11 @@ def _accepting(supervisor: Supervisor, accept: Callable[[], ControlReply]) -> Co
         supervisor.pauses.check()
         return accept()
     except PpdError as e:
-        for kind, name, code in _REFUSALS:
-            if isinstance(e, kind):
-                _note(supervisor, name, code, str(e))
-                return ControlReply(ok=False, code=code, error=str(e))
-        raise
+        refusal = refusal_of(e)
+        if refusal is None:
+            raise
+        _note(supervisor, *refusal, str(e))
+        return ControlReply(ok=False, code=refusal.code, error=str(e))
 
 
 def _inputs(supervisor: Supervisor, request: ControlRequest) -> ControlReply:

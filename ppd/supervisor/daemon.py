@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 import zmq
@@ -30,6 +30,7 @@ from ..initializer import check_initialized
 from ..instruments.description import find_description
 from ..logs import setup_logging
 from ..messages import ControlReply, NurseryReady
+from ..sources.visits import Judgement, VisitSource
 from .admission import admit
 from .callers import Caller, find_groups
 from .central import CentralReader
@@ -54,6 +55,7 @@ from .pauses import Pauses
 from .processes import age_of_this_process
 from .questions import Questions
 from .raw_sources import RawSources, make_sources
+from .readiness import why_not_hearing
 from .recovery import take_up
 from .reloading import Reloader
 from .retention import Retention
@@ -67,6 +69,7 @@ from .stalls import LoopWatch
 from .surroundings import allow_files, prepare_folders
 from .table import VisitEntry
 from .traces import start_traces
+from .visit_sources import VisitSources, make_visit_sources
 from .web_keeper import WebKeeper
 from .winding_up import seconds_for, wind_up
 
@@ -108,6 +111,7 @@ class Supervisor:
         self.signals = Signals()
         self._at_once = False
         self.answers: list[tuple[Caller, ControlReply]] = []
+        self.judgements: list[tuple[VisitSource, tuple[Judgement, ...]]] = []
         self.questions = Questions()
         self._logs_checked = -math.inf
         self._undo = contextlib.ExitStack()
@@ -158,6 +162,7 @@ class Supervisor:
         self._undo.callback(lambda: self.web.stop(self.patience(2.0)))
         names = {d.name: d.id for d in description.focal_plane.detectors}
         self.sources = RawSources(make_sources(settings, names, self.inbox.put), names)
+        self.visit_sources = VisitSources(make_visit_sources(settings, self.inbox.put))
         traces = start_traces(settings)
         self._undo.callback(traces.stop)
         self.measures = Measures(settings, traces)
@@ -225,6 +230,8 @@ class Supervisor:
             take_up(self.settings, self.journal, self.lifecycle, self.admit)
             self._undo.callback(self.sources.stop)
             self.sources.start()
+            self._undo.callback(lambda: self.visit_sources.stop(self.patience(2.0)))
+            self.visit_sources.start()
             self._undo.enter_context(self.watch)
             seconds = time.time() - self.started
             _LOG.info("Visits are accepted %.1f s after the start; the nursery is being built.", seconds)
@@ -260,6 +267,7 @@ class Supervisor:
                 functools.partial(hear_requests, self),
                 self.lifecycle.turn,
                 self.spool_watch.look,
+                functools.partial(self.visit_sources.turn, functools.partial(why_not_hearing, self)),
                 self.web.turn,
                 self._turn_days,
                 self._turn_deployments,
@@ -332,8 +340,12 @@ class Supervisor:
         accepted: float | None = None,
         only: Iterable[int] | None = None,
         among: Iterable[int] | None = None,
+        besides: Callable[[str], Set[int]] = lambda group: frozenset(),
     ) -> VisitEntry:
-        """Validate a nextVisit message; see `ppd.supervisor.admission.admit`."""
+        """Validate a nextVisit message; see `ppd.supervisor.admission.admit`.
+
+        ``besides`` tells which detectors of a group are about to be accepted.
+        """
         return admit(
             message,
             settings=self.settings,
@@ -341,7 +353,7 @@ class Supervisor:
             focal_plane=self.focal_plane,
             detectors=self.central.detectors,
             filters=self.central.filters,
-            known=self.journal.known_detectors,
+            known=lambda instrument, group: self.journal.known_detectors(instrument, group) | besides(group),
             earlier=self.lifecycle.table.visits.get,
             accepted=accepted,
             only=only,
@@ -379,6 +391,9 @@ class Supervisor:
         answers, self.answers = self.answers, []
         for caller, reply in answers:
             self.guarded(functools.partial(self.sockets.answer, caller, reply))
+        judgements, self.judgements = self.judgements, []
+        for source, some in judgements:
+            self.visit_sources.settle(source, some)
 
     def _check_logs(self) -> None:
         now = time.monotonic()

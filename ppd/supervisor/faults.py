@@ -21,6 +21,7 @@ COMPONENTS = {
     "nursery": "no child can be forked",
     "journal": "what happens can't be written down, and no visit is taken",
     "raws": "a source of raws is in trouble",
+    "visits": "a source of visits is in trouble",
     "web": "the status page and /metrics are not served",
 }
 """All that can be in trouble, and what it means then."""
@@ -76,6 +77,9 @@ def _look(supervisor: Supervisor) -> Iterator[tuple[str, str]]:
     for source in supervisor.sources.status():
         if source.trouble:
             yield "raws", f"raws from {source.name}: {source.trouble}"
+    for listening in supervisor.visit_sources.status():
+        if listening.trouble:
+            yield "visits", f"visits from {listening.name}: {listening.trouble}"
     page = supervisor.web.fault()
     if page is not None:
         yield "web", page

@@ -26,6 +26,8 @@ from ..messages import (
     decode,
 )
 from ..sources.raws import Candidate
+from ..sources.visits import Heard, Undelivered
+from .announcements import take_announcements
 from .callers import Caller, refusal, who
 from .commands import answer
 from .requests import AskCache, CacheSaid, DayKnown, Learned, Released, Resolved
@@ -83,6 +85,14 @@ def hear_inbox(supervisor: Supervisor) -> None:
 def _take(supervisor: Supervisor, item: Any) -> None:
     if isinstance(item, Candidate):
         supervisor.lifecycle.raw_seen(item)
+    elif isinstance(item, Heard):
+        take_announcements(supervisor, item)
+    elif isinstance(item, Undelivered) and item.gone:
+        supervisor.counters.error("visits_gone", item.ticket, f"{item.source}: {item.text}")
+        _LOG.error("Announcement %s of %s is lost: %s.", item.ticket, item.source, item.text)
+    elif isinstance(item, Undelivered):
+        supervisor.counters.error("visits_undeliverable", item.ticket, f"{item.source}: {item.text}")
+        _LOG.error("Announcement %s of %s is set aside: %s.", item.ticket, item.source, item.text)
     elif isinstance(item, Resolved):
         supervisor.lifecycle.inputs.resolved(item)
     elif isinstance(item, DayKnown):
@@ -130,7 +140,9 @@ def _answer(supervisor: Supervisor, caller: Caller, request: ControlRequest) -> 
             _LOG.warning("A request to %s is refused: %s", request.command, why)
             return ControlReply(ok=False, code="forbidden", error=why)
         # A player submits and a command waits for the end of draining: each once is enough.
-        silent = request.command == "submit" or (request.command == "drain" and supervisor.draining)
+        silent = request.command in ("submit", "announce") or (
+            request.command == "drain" and supervisor.draining
+        )
         if request.command not in LOOKING and not silent:
             _LOG.info("Asked to %s.", request.command)
         return answer(supervisor, request)

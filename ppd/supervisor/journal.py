@@ -9,7 +9,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..errors import ConfigurationError, JournalError
 from ..messages import DetectorKey
 from .journal_schema import SCHEMA_VERSION, migrate
 from .journaled import (
+    Acceptance,
     JournaledVisit,
     OldVisit,
     UnfinishedVisit,
@@ -39,6 +40,7 @@ _VISIT = (
     "INSERT OR IGNORE INTO visit (instrument, group_name, message, source, accepted, day_obs, deployment)"
     " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
+_DETECTOR_VISIT = "INSERT OR IGNORE INTO detector_visit VALUES (?, ?, ?, 'accepted', 1, NULL, NULL, ?)"
 # Of a visit that the journal does not have (its file was lost), nothing is noted.
 _EVENT = (
     "INSERT INTO note (t, visit, detector, name, detail)"
@@ -122,27 +124,35 @@ class Journal:
             Raised if it could not be made durable; then nothing of it is in
             the journal.
         """
-        now = time.time()
-        night = day_obs_of(now) if day_obs is None else day_obs
-        rows = [(instrument, group, d, now) for d in detectors]
-        self._check()
-        self._write(
-            [
-                (
-                    _VISIT,
-                    (instrument, group, json.dumps(message), source, now, night, deployment),
-                ),
-                *(
-                    (
-                        "INSERT OR IGNORE INTO detector_visit VALUES (?, ?, ?, 'accepted', 1, NULL, NULL, ?)",
-                        row,
-                    )
-                    for row in rows
-                ),
-                (_EVENT, (now, None, "accepted", json.dumps({"source": source}), instrument, group)),
-            ],
-            all_or_nothing=True,
+        night = day_obs_of(time.time()) if day_obs is None else day_obs
+        detail = {"source": source}
+        self.visits_accepted(
+            [Acceptance(instrument, group, tuple(detectors), message, night, deployment, detail)]
         )
+
+    def visits_accepted(self, visits: Sequence[Acceptance]) -> None:
+        """Note several visits as accepted, all with one fsync; see `visit_accepted`.
+
+        Parameters
+        ----------
+        visits : sequence of `ppd.supervisor.journaled.Acceptance`
+            The visits.
+
+        Raises
+        ------
+        ppd.errors.JournalError
+            Raised if they could not be made durable; then none of them is in
+            the journal.
+        """
+        now = time.time()
+        self._check()
+        notes: list[tuple[str, tuple[Any, ...]]] = []
+        for v in visits:
+            source, whose = v.detail.get("source", ""), (v.instrument, v.group)
+            notes.append((_VISIT, (*whose, json.dumps(v.message), source, now, v.day_obs, v.deployment)))
+            notes += [(_DETECTOR_VISIT, (*whose, detector, now)) for detector in v.detectors]
+            notes.append((_EVENT, (now, None, "accepted", json.dumps(v.detail), *whose)))
+        self._write(notes, all_or_nothing=True)
 
     def accepted_again(
         self, instrument: str, group: str, message: Mapping[str, Any], attempts: Mapping[int, int], why: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "Acceptance",
     "JournaledVisit",
     "OldVisit",
     "Standing",
@@ -19,6 +20,21 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+
+
+class Acceptance(NamedTuple):
+    """A visit that is about to be accepted, or some of its detectors."""
+
+    instrument: str
+    group: str
+    detectors: tuple[int, ...]
+    message: Mapping[str, Any]
+    day_obs: int
+    """The night that it is accepted for."""
+    deployment: str
+    """The deployment that it is accepted for."""
+    detail: Mapping[str, Any]
+    """What the event is to have: its source."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ __all__ = ["Lifecycle"]
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -123,29 +123,34 @@ class Lifecycle:
     # Visits and inputs
 
     def accept(self, entry: VisitEntry, source: str) -> None:
-        """Take a visit on: journal it, then ask for its inputs.
+        """Take a visit on; see `accept_all`."""
+        self.accept_all([entry], source)
+        self.counters.add("visits_accepted")
+
+    def accept_all(self, entries: Sequence[VisitEntry], source: str, **detail: Any) -> None:
+        """Take visits on: journal them all at once, then ask for their inputs; the caller counts them.
+
+        Parameters
+        ----------
+        entries : sequence of `ppd.supervisor.table.VisitEntry`
+            The visits.
+        source : `str`
+            Where they came from.
+        **detail
+            What else the journal should have of their acceptance.
 
         Raises
         ------
         ppd.errors.JournalError
-            Raised if it can't be made durable; then it is not accepted.
+            Raised if they can't be made durable; then none is accepted.
         """
-        visit = entry.visit
         here("supervisor.acceptance-not-journaled")
-        self.ledger.journal.visit_accepted(
-            visit.instrument,
-            visit.groupId,
-            entry.detectors,
-            visit.model_dump(mode="json"),
-            source,
-            day_obs=entry.day_obs,
-            deployment=entry.deployment.id,
-        )
+        self.ledger.journal.visits_accepted([entry.acceptance(source=source, **detail) for entry in entries])
         here("supervisor.acceptance-journaled")
-        self.counters.add("visits_accepted")
-        with bound(group=visit.groupId):
-            _LOG.info("Visit %s accepted for %d detectors.", visit.identity, len(entry.detectors))
-        self.take_on(entry)
+        for entry in entries:
+            with bound(group=entry.visit.groupId):
+                _LOG.info("Visit %s accepted for %d detectors.", entry.visit.identity, len(entry.detectors))
+            self.take_on(entry)
 
     def accept_again(self, entry: VisitEntry, seen: Mapping[int, tuple[str, ...]], why: str) -> None:
         """Take detector-visits on again that had failed: journal it, then ask for their inputs.

@@ -32,7 +32,7 @@ COUNTS = (
         "outcome",
         _of(
             "accepted taken_up malformed stale duplicate ignored "
-            "refused_spool_full refused_journal refused_paused",
+            "refused_spool_full refused_journal refused_paused gone undeliverable",
             "visits_",
         ),
     ),

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 __all__ = ["Look", "exposition"]
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -51,6 +52,7 @@ class Look(Collector):
         yield from self._counts()
         yield from self._health()
         yield from self._work()
+        yield from self._sources()
         yield from self._stores()
         yield from self._loop()
 
@@ -124,6 +126,36 @@ class Look(Collector):
         yield _gauge("ppd_processors_queued", "Children that wait for a processor.", life.permits.queued)
         yield _gauge("ppd_raws_waiting", "Raws that wait for their visit.", life.raws.unmatched)
 
+    def _sources(self) -> Iterator[Metric]:
+        """Of the stream that visits come by; all is 0 without one."""
+        sources = self._supervisor.visit_sources.status()
+        yield _gauge(
+            "ppd_visit_source_lag",
+            "Entries of the stream that nobody of the group was given yet; NaN: not known.",
+            _sum(source.lag for source in sources),
+        )
+        yield _gauge(
+            "ppd_visit_source_pending",
+            "Entries that somebody of the group was given and has not confirmed; NaN: not known.",
+            _sum(source.pending for source in sources),
+        )
+        yield _gauge(
+            "ppd_visit_source_held",
+            "Whether the stream is not read, since ppd takes no visits now.",
+            any(source.held is not None for source in sources),
+        )
+        yield _gauge(
+            "ppd_visit_source_delay_seconds",
+            "From an entry's arrival in the stream to its confirmation, of the last one.",
+            max((source.delay for source in sources), default=0.0),
+        )
+        entries = CounterMetricFamily(
+            "ppd_visit_source_entries", "Entries of the stream, by what was done with them.", labels=["event"]
+        )
+        for event in ("read", "confirmed", "claimed", "set_aside", "postponed", "gone"):
+            entries.add_metric([event], sum(getattr(source, event) for source in sources))
+        yield entries
+
     def _stores(self) -> Iterator[Metric]:
         supervisor = self._supervisor
         spool, settings = supervisor.spool_watch, supervisor.settings
@@ -172,6 +204,10 @@ def exposition(supervisor: Supervisor) -> str:
     registry.register(Look(supervisor))
     ProcessCollector(registry=registry)
     return (generate_latest(supervisor.measures.registry) + generate_latest(registry)).decode()
+
+
+def _sum(numbers: Iterable[int | None]) -> float:
+    return sum(math.nan if number is None else number for number in numbers)
 
 
 def _gauge(name: str, what: str, value: float) -> Metric:

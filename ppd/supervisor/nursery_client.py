@@ -28,10 +28,13 @@ _CENTRAL_VARIABLES = (
     "PGUSER",
     "PPD_CONFIG",
 )
+# Nor what opens the stream that visits come by.
+_STREAM_VARIABLES = ("REDIS_STREAM_HOST", "REDIS_USERNAME", "REDIS_PASSWORD")
+_SECRET_VARIABLES = (*_CENTRAL_VARIABLES, *_STREAM_VARIABLES)
 # Systemd's credentials are for the supervisor and what it starts beside the nursery.
 _HIDDEN = {
-    *_CENTRAL_VARIABLES,
-    *(f"{name}_FILE" for name in _CENTRAL_VARIABLES),
+    *_SECRET_VARIABLES,
+    *(f"{name}_FILE" for name in _SECRET_VARIABLES),
     "CREDENTIALS_DIRECTORY",
     SECRET_FILES,
 }
@@ -49,8 +52,8 @@ def nursery_environment(environ: Mapping[str, str]) -> dict[str, str]:
     Returns
     -------
     environment : `dict` [ `str`, `str` ]
-        Without what opens the central repo; ``PPD_TASKS_NAME`` is ``NAME`` there, for what tasks
-        may open themselves: ``PPD_TASKS_LSST_DB_AUTH``, with the APDB's password alone.
+        Without what opens the central repo or the stream of visits; ``PPD_TASKS_NAME`` is ``NAME``
+        there, for what tasks may open themselves: ``PPD_TASKS_LSST_DB_AUTH``, with the APDB's password alone.
     """
     environment = {k: v for k, v in environ.items() if k not in _HIDDEN and not k.startswith(_FOR_TASKS)}
     environment |= {k.removeprefix(_FOR_TASKS): v for k, v in environ.items() if k.startswith(_FOR_TASKS)}
@@ -78,6 +81,7 @@ class NurseryClient(LineProcess):
         data = settings.to_dict()
         data["central_repo"] = "hidden:"
         data["read_central_repo"] = None
+        data["redis_url"] = None
         data["config_path"] = None
         # The state directory tells people whose nursery this is.
         command = [sys.executable, "-m", "ppd.workers.nursery", str(settings.state_dir)]

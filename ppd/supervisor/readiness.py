@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["why_not_able", "why_not_accepting"]
+__all__ = ["why_not_able", "why_not_accepting", "why_not_hearing"]
 
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,10 @@ def why_not_able(supervisor: Supervisor) -> str | None:
         return "the first nursery is being built"
     if not supervisor.nursery.ready:
         return f"the nursery: {supervisor.nursery.trouble or 'it is starting'}"
+    return _why_not_durable(supervisor)
+
+
+def _why_not_durable(supervisor: Supervisor) -> str | None:
     if supervisor.journal.trouble:
         return f"the journal: {supervisor.journal.trouble}"
     try:
@@ -36,6 +40,19 @@ def why_not_able(supervisor: Supervisor) -> str | None:
     except (PpdError, OSError) as e:
         return str(e)
     return None
+
+
+def why_not_hearing(supervisor: Supervisor) -> str | None:
+    """Say why announcements should stay where they are, for others or for later; `None`: they may come.
+
+    Without a nursery they may: they wait in the journal.
+
+    Parameters
+    ----------
+    supervisor : `ppd.supervisor.daemon.Supervisor`
+        The supervisor.
+    """
+    return _why_not_wanted(supervisor) or _why_not_durable(supervisor)
 
 
 def why_not_accepting(supervisor: Supervisor) -> str | None:
@@ -46,10 +63,12 @@ def why_not_accepting(supervisor: Supervisor) -> str | None:
     supervisor : `ppd.supervisor.daemon.Supervisor`
         The supervisor.
     """
+    return _why_not_wanted(supervisor) or why_not_able(supervisor)
+
+
+def _why_not_wanted(supervisor: Supervisor) -> str | None:
     if supervisor.stopping:
         return "ppd stops"
     if supervisor.draining:
         return "ppd is draining"
-    if supervisor.pauses.all is not None:
-        return str(supervisor.pauses.all)
-    return why_not_able(supervisor)
+    return None if supervisor.pauses.all is None else str(supervisor.pauses.all)

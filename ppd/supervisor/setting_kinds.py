@@ -27,7 +27,7 @@ class Kind(enum.StrEnum):
 
 _AT_ONCE = (
     "alert_deadline child_log_days control_keys control_listen drain_grace export_age export_batch"
-    " export_bytes export_timeout history_nights http_listen http_token_file image_timeout"
+    " export_bytes export_timeout history_nights http_listen http_token_file http_visits image_timeout"
     " initialize_automatically inputs_timeout kill_grace main_timeout message_expiration"
     " nursery_max_age preprocess_timeout raw_keep_count raw_keep_seconds repo_retry_delay retries"
     " rollover_lead running slots spool_max_bytes spool_min_free stop_grace warm_ahead"
@@ -40,8 +40,10 @@ _NURSERY = (
 _RESTART = (
     "cache_bytes central_repo config_path control_group heartbeat_interval heartbeat_timeout"
     " instrument instrument_description local_repos raw_bucket raw_dirs raw_microservice raw_observer"
-    " raw_poll_max raw_poll_min raw_prefix raw_settle read_central_repo read_group s3_endpoint shm_dir"
-    " shm_fallback shm_min_free skymap socket_dir spool_dir state_dir trace_endpoint transfer_workers"
+    " raw_poll_max raw_poll_min raw_prefix raw_settle read_central_repo read_group redis_ca_file"
+    " redis_claim_idle redis_deliveries redis_group redis_listen_timeout redis_retry_delay"
+    " redis_stream redis_url s3_endpoint shm_dir shm_fallback shm_min_free skymap socket_dir spool_dir"
+    " state_dir trace_endpoint transfer_workers"
 )
 
 KINDS: dict[str, Kind] = {

@@ -94,6 +94,7 @@ def describe(supervisor: Supervisor) -> dict[str, Any]:
         "web": supervisor.web.describe(),
         "raws_waiting": life.raws.unmatched,
         "raw_sources": [dataclasses.asdict(s) for s in supervisor.sources.status()],
+        "visit_sources": [dataclasses.asdict(s) for s in supervisor.visit_sources.status()],
         "counts": supervisor.counters.as_dict(),
         "errors": supervisor.counters.errors(),
     }

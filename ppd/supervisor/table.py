@@ -8,12 +8,14 @@ import dataclasses
 import enum
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from ..messages import CacheView, ChildDone, DetectorKey, Predecessor
 from ..sources.raws import Candidate
 from ..visit import BareVisit
 from .deployments import Deployment
 from .inputs import VisitInputs
+from .journaled import Acceptance
 from .timeliness import Timeliness
 
 
@@ -173,6 +175,18 @@ class VisitEntry:
     """What was found for its detectors, one part for each search."""
     over: bool = False
     """Whether its end has been logged."""
+
+    def acceptance(self, **detail: Any) -> Acceptance:
+        """Say what the journal is to have of it, with details for the event."""
+        return Acceptance(
+            self.visit.instrument,
+            self.visit.groupId,
+            tuple(self.detectors),
+            self.visit.model_dump(mode="json"),
+            self.day_obs,
+            self.deployment.id,
+            detail,
+        )
 
     @property
     def unfinished(self) -> bool:

@@ -148,6 +148,7 @@ class WebKeeper:
                 "gate_port": gate_port,
                 "keys": data["control_keys"],
                 "token_file": data["http_token_file"],
+                "visits": settings.http_visits,
                 "socket_dir": data["socket_dir"],
                 "state_dir": data["state_dir"],
                 "hidden": None if hidden is None else tuple(map(str, hidden.paths)),

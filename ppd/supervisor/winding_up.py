@@ -54,6 +54,7 @@ def wind_up(supervisor: Supervisor, serve: Callable[[Callable[[], bool], float],
     # From here on what can't be finished is left for the next start.
     life.endings.stopping = True
     supervisor.sources.stop()
+    supervisor.visit_sources.stop(supervisor.patience(2.0))
 
     def patiently(enough: Callable[[], bool], seconds: float) -> None:
         serve(lambda: supervisor.hurried or enough(), seconds)

@@ -46,6 +46,9 @@ REMEDIES = {
     "journal": Remedy(
         "No visit is taken: it could be lost. Mostly the disk of state_dir is full.", "df -h; ppdctl doctor"
     ),
+    "visits": Remedy(
+        "No visit is heard from there; those that were accepted are processed.", "ppdctl doctor"
+    ),
     "raws": Remedy("Raws from there are not seen; visits wait for them, not for ever.", "ppdctl doctor"),
     "web": Remedy("Only this page is concerned, and /metrics.", "ppdctl config show http_listen"),
 }

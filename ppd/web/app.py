@@ -18,6 +18,7 @@ from ..messages import ControlRequest, WebSetup
 from .door import HEADERS, Door, Limits
 from .journal import HistoryError, detector_visits, one_detector, tail_of_log
 from .line import ControlLine
+from .next_visit import add_next_visit
 from .steering import add_steering
 from .watch import Listener, Watch
 
@@ -197,6 +198,8 @@ def make_app(setup: WebSetup, line: ControlLine, watch: Watch, door: Door, limit
     for path, handler in routes.items():
         app.router.add_get(path, handler)
     add_steering(app, setup, line, limits)
+    if setup.visits:
+        add_next_visit(app, line, limits)
 
     async def looking(app: web.Application) -> Any:
         task = asyncio.create_task(watch.run())

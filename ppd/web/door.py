@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ENDLESS", "HEADERS", "Door", "Limits"]
+__all__ = ["ENDLESS", "HEADERS", "NEXT_VISIT", "Door", "Limits"]
 
 import asyncio
 import collections
@@ -35,6 +35,9 @@ HEADERS = {
 ENDLESS = frozenset({"/events"})
 """Paths whose answers end when the page is closed."""
 
+NEXT_VISIT = "/next-visit"
+"""Path where services announce visits, many at once and by whatever name they know us."""
+
 _PEERS = 1000
 _COMING_SECONDS = 1.0
 
@@ -61,6 +64,12 @@ class Limits:
     """Requests a second from one address, in the long run."""
     burst: float = 80.0
     """And how many at once: a page takes about ten."""
+    visits_rate: float = 200.0
+    """Announcements a second from one address, in the long run."""
+    visits_burst: float = 1000.0
+    """And how many at once: one for each detector."""
+    visits_connections: int = 400
+    """Open connections in all, where announcements are taken."""
     answer_seconds: float = 15.0
     """How long an answer may take, but for a stream."""
 
@@ -74,9 +83,13 @@ class Door:
         The limits.
     host : `str`
         Where we listen: a name under which we may be asked for.
+    visits : `bool`, optional
+        Whether announcements are taken.
     """
 
-    def __init__(self, limits: Limits, host: str):
+    def __init__(self, limits: Limits, host: str, *, visits: bool = False):
+        self._visits = visits
+        self._connections = limits.visits_connections if visits else limits.connections
         self._limits = limits
         self._names = {"localhost", host.lower(), socket.gethostname().lower()}
         self._since: dict[RequestHandler, float] = {}
@@ -90,7 +103,7 @@ class Door:
         # Several may be let in before the server hears of the first of them.
         now, there = time.monotonic(), server.connections
         self._coming = {h: t for h, t in self._coming.items() if h not in there and now < t + _COMING_SECONDS}
-        if len(there) + len(self._coming) >= self._limits.connections:
+        if len(there) + len(self._coming) >= self._connections:
             return _HangUp()
         handler = server()
         self._since[handler] = self._coming[handler] = now
@@ -121,10 +134,16 @@ class Door:
         aiohttp.web.HTTPException
             Raised if not.
         """
+        if self._visits and request.path == NEXT_VISIT:
+            if not self._pays(
+                f"visits {request.remote}", self._limits.visits_rate, self._limits.visits_burst
+            ):
+                raise web.HTTPServiceUnavailable(text="Too many at once.\n", headers={"Retry-After": "2"})
+            return
         if not self._knows(request.headers.get("Host", "")):
             # A page of another site whose name leads here (DNS rebinding).
             raise web.HTTPMisdirectedRequest(text="This host is not known by that name.\n")
-        if not self._pays(request.remote or ""):
+        if not self._pays(request.remote or "", self._limits.rate, self._limits.burst):
             raise web.HTTPTooManyRequests(text="Too many requests.\n", headers={"Retry-After": "2"})
 
     def _knows(self, host: str) -> bool:
@@ -138,10 +157,10 @@ class Door:
         except ValueError:
             return name.lower() in self._names
 
-    def _pays(self, address: str) -> bool:
+    def _pays(self, address: str, rate: float, burst: float) -> bool:
         now = time.monotonic()
-        left, then = self._purses.pop(address, (self._limits.burst, now))
-        left = min(self._limits.burst, left + (now - then) * self._limits.rate)
+        left, then = self._purses.pop(address, (burst, now))
+        left = min(burst, left + (now - then) * rate)
         fine = left >= 1.0
         self._purses[address] = (left - 1.0 if fine else left, now)
         while len(self._purses) > _PEERS:

@@ -207,7 +207,7 @@ async def serving(setup: WebSetup, limits: Limits | None = None) -> AsyncIterato
             _LOG.info("Nothing is known from before: %s", e)
             return Past()
 
-    door = Door(limits, setup.host)
+    door = Door(limits, setup.host, visits=setup.visits)
     runner = web.AppRunner(
         make_app(setup, line, Watch(line, read_past), door, limits),
         access_log=None,
