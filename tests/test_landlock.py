@@ -242,7 +242,7 @@ def test_a_central_repo_with_things_that_tasks_need(site: Path) -> None:
 
 def test_where_tasks_make_files(site: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is new beside something hidden can't be opened: there, nothing is hidden, and that is said."""
-    (site / "apdb.yaml").write_text(f"db_url: sqlite:///{site}/home/apdb.db\n")
+    (site / "apdb.yaml").write_text(f"db_url: sqlite:///{site}/apdb.db\n")
     for changes in (
         {"apdb_config": str(site / "apdb.yaml")},
         {"raw_dirs": (site / "raws-to-come",)},
@@ -256,10 +256,9 @@ def test_where_tasks_make_files(site: Path, caplog: pytest.LogCaptureFixture) ->
         tell_exposed(settings)
         assert f"Tasks can open {site}/ppd.yaml" in caplog.text
     # A database elsewhere, and folders that are there, are in nobody's way.
-    (site / "apdb").mkdir()
-    (site / "apdb" / "apdb.yaml").write_text(f"db_url: sqlite:///{site}/home/apdb.db\n")
+    (site / "apdb.yaml").write_text(f"db_url: sqlite:///{site}/home/apdb.db\n")
     (site / "raws").mkdir()
-    settings = _settings(site, apdb_config=str(site / "apdb" / "apdb.yaml"), raw_dirs=(site / "raws",))
+    settings = _settings(site, apdb_config=str(site / "apdb.yaml"), raw_dirs=(site / "raws",))
     found = hidden_from_tasks(settings, {"HOME": str(site / "home")})
     assert found is not None
     assert {str(p.relative_to(site)) for p in found.exposed} == {"home/.pgpass", "home/.lsst/db-auth.yaml"}

@@ -104,8 +104,9 @@ def _of_central(settings: Settings, environ: Mapping[str, str]) -> Iterator[Path
     yield from (Path(path) for path in environ.get(SECRET_FILES, "").split(os.pathsep) if path)
     yield from (Path(environ[name]) for name in _IN_ENVIRONMENT if _is_path(environ.get(name, "")))
     nodes = (*settings.preprocessing_pipelines, *settings.main_pipelines)
-    pipelines = [_real(Path(pipeline)) for node in nodes for pipeline in node.pipelines or ()]
-    needed = [*_task_folders(settings), *pipelines]
+    read = [_real(Path(pipeline)) for node in nodes for pipeline in node.pipelines or ()]
+    read += [_real(path) for path in (_local(settings.apdb_config),) if path is not None]
+    needed = [*_task_folders(settings), *read]
     for uri in {settings.central_repo, settings.read_central_repo}:
         folder = _folder(uri)
         if folder is None:
@@ -131,15 +132,12 @@ def _task_folders(settings: Settings) -> list[Path]:
 
 
 def _apdb_folders(uri: str | None) -> list[Path]:
-    """Find the folders of the APDB's configuration and, if it is on SQLite, of its database."""
-    folder = _folder(uri)
-    if folder is None:
-        return []
-    found = [folder]
-    with contextlib.suppress(OSError, ValueError):
-        text = (folder / Path(str(uri)).name).read_text()
-        found += [Path(unquote(path)).parent for path in _SQLITE.findall(text)]
-    return found
+    """Find the folder of the APDB's database, if it is on SQLite: a journal is made beside it."""
+    path = _local(uri)
+    if path is not None:
+        with contextlib.suppress(OSError, ValueError):
+            return [Path(unquote(found)).parent for found in _SQLITE.findall(path.read_text())]
+    return []
 
 
 def _there(path: Path) -> Path:
@@ -148,14 +146,19 @@ def _there(path: Path) -> Path:
 
 
 def _folder(uri: str | None) -> Path | None:
-    """Return the folder that a URI or path names, if it is one of this machine."""
+    """Return the folder that the URI or path of a repo names, if it is one of this machine."""
+    path = _local(uri)
+    return path.parent if path is not None and path.suffix in (".yaml", ".py") else path
+
+
+def _local(uri: str | None) -> Path | None:
+    """Return the path that a URI or path names, if it is one of this machine."""
     if uri is None:
         return None
     parts = urlsplit(uri)
     if parts.scheme not in ("", "file"):
         return None
-    path = Path(unquote(parts.path)) if parts.scheme else Path(uri)
-    return path.parent if path.suffix in (".yaml", ".py") else path
+    return Path(unquote(parts.path)) if parts.scheme else Path(uri)
 
 
 def _is_path(value: str) -> bool:
