@@ -147,6 +147,7 @@ def test_bad_file(open_site: Open, name: str, harm: str) -> None:
             assert not any(child.get_dataset(ref.id) for ref in bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [6, 7])
 def test_older_universe(open_site: Open, tmp_path: Path, version: int) -> None:
     """Cache and children have exactly central's universe."""

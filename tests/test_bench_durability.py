@@ -42,6 +42,7 @@ def test_a_backlog_drains(tmp_path: Path) -> None:
         assert len(found) == 5 + 2 * 3
 
 
+@pytest.mark.slow
 def test_nodes_and_writers_at_once(tmp_path: Path) -> None:
     """Few, as SQLite takes one writer at a time."""
     central = make_central(tmp_path / "central")

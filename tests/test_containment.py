@@ -53,6 +53,7 @@ def test_it_fails(site: RudeSite, deed: str, reason: str) -> None:
     site.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "deed",
     [
@@ -78,6 +79,7 @@ def test_it_succeeds(site: RudeSite, deed: str) -> None:
     site.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("deed", "strays"), [("forks", 3), slow("forks_itself", 1)])
 def test_its_processes_are_ended(site: RudeSite, deed: str, strays: int) -> None:
     before = site.ppd.counts().get("strays_killed", 0)

@@ -228,6 +228,7 @@ def _names(ppd: Ppd, group: str, detector: int) -> list[str]:
     return [h.detail["to"] if h.name == "state" else h.name for h in found.happenings]
 
 
+@pytest.mark.slow
 @pytest.mark.night
 def test_mended_and_sent_again(ppd: Ppd) -> None:
     assert json.loads(_ctl(ppd, "list", "--json"))["dead_letters"] == []

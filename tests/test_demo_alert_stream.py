@@ -82,6 +82,7 @@ def test_packets_arrive(broker: str) -> None:
     assert _consume(broker, "bytes", len(packets)) == packets
 
 
+@pytest.mark.slow
 def test_alerts_arrive_and_are_those_of_the_file(field: Field, broker: str, tmp_path: Path) -> None:
     task = alert_task(tmp_path, kafkaBootstrap=broker, kafkaTopic="alerts", kafkaTimeout=SECONDS)
     summary = task.run(**alert_inputs(field, "sent")).summary

@@ -121,6 +121,7 @@ def test_nothing_goes_before_it_is_let_go(night: Night) -> None:
     night.check(8)
 
 
+@pytest.mark.slow
 def test_killed_over_and_over(night: Night) -> None:
     """At any moment of its work."""
     night.make(range(4), detectors=9)

@@ -144,6 +144,7 @@ print(json.dumps(initialize(settings, 20261124).written), flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lock", ["locked", "unlocked"])
 def test_two_at_once(root: Path, central: Butler, lock: str) -> None:
     argv = [sys.executable, "-c", _RACER, str(Path(__file__).parent), str(root), lock]

@@ -107,6 +107,7 @@ def test_newborn_children_get_sigterm(observatory: Observatory, tmp_path: Path) 
         ppd.await_state("afterwards", exported=1)
 
 
+@pytest.mark.slow
 def test_supervisor_killed(observatory: Observatory, tmp_path: Path) -> None:
     """Children and nursery end by themselves; the next supervisor finishes what was accepted."""
     with _sleepy(observatory, tmp_path, 60.0) as ppd:

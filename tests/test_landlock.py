@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from ppd import landlock
@@ -135,6 +136,7 @@ _NAMES = st.sampled_from(["a", "b", "c"])
 _PATHS = st.lists(st.lists(_NAMES, min_size=1, max_size=3).map(lambda parts: "/".join(parts)), max_size=6)
 
 
+@examples(max_examples=40, deadline=None)
 @given(_PATHS, _PATHS)
 def test_all_but_what_is_hidden(
     tmp_path_factory: pytest.TempPathFactory, there: list[str], hidden: list[str]

@@ -205,6 +205,7 @@ def test_killed_before_the_store_each_time(site: Site) -> None:
     assert site.outputs("hopeless") == []
 
 
+@pytest.mark.slow
 def test_killed_after_the_store(site: Site) -> None:
     """There were tries left; it is not processed again, and what it made is kept."""
     detector = site.begin("after", deeds={"after": "die"})
@@ -230,6 +231,7 @@ def test_killed_after_the_store_on_the_last_attempt(site: Site) -> None:
     assert site.outputs("last") == ["fatal_first"]
 
 
+@pytest.mark.slow
 def test_apdb_is_away_when_a_killed_attempt_is_looked_into(site: Site) -> None:
     """Nobody can tell whether it is stored: it counts as if it were."""
     config = site.folder.parent / "apdb.yaml"
@@ -289,6 +291,7 @@ def test_expired_before_it_was_killed(site: Site) -> None:
     assert site.outputs("overdue") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["preprocess", "waiting_raws"])
 def test_killed_before_its_main_pipeline(site: Site, phase: str) -> None:
     deeds = {"early": "sleep once"} if phase == "preprocess" else {}
@@ -320,6 +323,7 @@ def test_killed_while_queued(site: Site) -> None:
 # Too slow
 
 
+@pytest.mark.slow
 def test_preprocessing_is_cut_short(site: Site) -> None:
     """The main pipeline goes on without."""
     detector = site.begin("sleepy", deeds={"early": "sleep"})
@@ -378,6 +382,7 @@ def test_raises_before_the_store(site: Site) -> None:
     assert site.outputs("stumbles") == ["fatal_first", "fatal_stored", "fatal_last"]
 
 
+@pytest.mark.slow
 def test_raises_after_the_store(site: Site) -> None:
     detector = site.begin("falls", deeds={"after": "fail"})
     site.ppd.await_state("falls", failed=1)
@@ -424,6 +429,7 @@ def test_success_with_a_reason(site: Site, deed: str, reason: str) -> None:
 # Pipelines that can't be built
 
 
+@pytest.mark.slow
 def test_preprocessing_can_not_be_built(site: Site) -> None:
     detector = site.begin("unfit-early", survey="unfit-early")
     site.ppd.await_state("unfit-early", exported=1)
@@ -431,6 +437,7 @@ def test_preprocessing_can_not_be_built(site: Site) -> None:
     assert site.stored("unfit-early", detector) == SOURCES
 
 
+@pytest.mark.slow
 def test_falls_back(site: Site) -> None:
     site.begin("fall-back", survey="fall-back")
     site.ppd.await_state("fall-back", exported=1)

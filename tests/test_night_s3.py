@@ -64,6 +64,7 @@ def _child_log(ppd: Ppd, group: str, detector: int) -> str:
     return path.read_text()
 
 
+@pytest.mark.slow
 def test_bucket_comes_after_the_visit(
     ppd: Ppd, observatory: Observatory, server: S3Server, between: Proxy
 ) -> None:
@@ -124,6 +125,7 @@ def test_in_both_places_with_snaps_to_come(ppd: Ppd, observatory: Observatory, s
     assert "raws_repeated" not in ppd.counts()
 
 
+@pytest.mark.slow
 def test_bad_copy_in_the_directory(ppd: Ppd, observatory: Observatory, server: S3Server) -> None:
     group = "bad-copy"
     assert ppd.submit(groupId=group, detector=4).ok

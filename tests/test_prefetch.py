@@ -255,6 +255,7 @@ def test_central_is_away(open_site: Open, monkeypatch: pytest.MonkeyPatch) -> No
     assert site.gather("a").fetched == 1  # the init-output
 
 
+@pytest.mark.slow
 def test_visit_is_served_meanwhile(open_site: Open, tmp_path: Path) -> None:
     """A visit that comes while a hundred pointings are fetched waits for one step only."""
     names = ("bias", "template", "stars", "camera")

@@ -208,6 +208,7 @@ def _raw(**cards: Any) -> bytes:
     return stream.getvalue()
 
 
+@pytest.mark.slow
 def test_exposures_of_a_day(server: S3Server, bucket: str, credentials: Path, between: Proxy) -> None:
     """The group is in a file beside the raw; of a whole night only the end is listed."""
     for number in range(1, 150):

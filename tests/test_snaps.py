@@ -54,6 +54,7 @@ def _await_seen(ppd: Ppd, number: int) -> None:
     wait_for(lambda: ppd.counts().get("raws_seen", 0) >= number, 20.0, "the raw to be seen")
 
 
+@pytest.mark.slow
 def test_second_comes_late(ppd: Ppd) -> None:
     """The child waits for the second and processes both."""
     group = "both-snaps"

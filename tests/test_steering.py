@@ -46,6 +46,7 @@ def test_cancel(ppd: Ppd) -> None:
     assert "All of that is over" in _ctl(ppd, "cancel", "cancelled", "--yes", code=1)
 
 
+@pytest.mark.slow
 def test_a_detector_is_paused(ppd: Ppd) -> None:
     """Visits are taken without it, by a start in between too, until it goes on."""
     said = _ctl(ppd, "pause", "--detectors", "4,6", "--reason", "its bias jumps")

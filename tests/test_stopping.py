@@ -129,6 +129,7 @@ def test_told_twice_while_the_spool_drains(observatory: Observatory, tmp_path: P
         wait_for(lambda: ppd.groups() == [("drain", 2)], 20.0, "the hand-over in central")
 
 
+@pytest.mark.slow
 def test_signal_during_the_start(observatory: Observatory, tmp_path: Path) -> None:
     ppd = Ppd(observatory, tmp_path)
     try:

@@ -320,6 +320,7 @@ def test_far_mount_comes_late(tmp_path: Path, watch: Any) -> None:
         watched.source.stop()
 
 
+@pytest.mark.slow
 @needs_fuse
 def test_mount_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody but the source's threads waits; it is told, and it goes on when the mount does."""

@@ -46,10 +46,10 @@ REMEDIES = {
     "journal": Remedy(
         "No visit is taken: it could be lost. Mostly the disk of state_dir is full.", "df -h; ppdctl doctor"
     ),
+    "raws": Remedy("Raws from there are not seen; visits wait for them, not for ever.", "ppdctl doctor"),
     "visits": Remedy(
         "No visit is heard from there; those that were accepted are processed.", "ppdctl doctor"
     ),
-    "raws": Remedy("Raws from there are not seen; visits wait for them, not for ever.", "ppdctl doctor"),
     "web": Remedy("Only this page is concerned, and /metrics.", "ppdctl config show http_listen"),
 }
 """By component, as `ppd.supervisor.faults.COMPONENTS` has them."""
