@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from ppd import landlock
 from ppd.config import Settings
 from ppd.credentials import take_credentials
+from ppd.demo.central import build_apdb
 from ppd.supervisor.hidden import Hidden, hidden_from_page, hidden_from_tasks, tell_exposed
 
 needs_landlock = pytest.mark.skipif(not landlock.abi(), reason="this kernel has no Landlock")
@@ -244,7 +245,7 @@ def test_a_central_repo_with_things_that_tasks_need(site: Path) -> None:
 
 def test_where_tasks_make_files(site: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What is new beside something hidden can't be opened: there, nothing is hidden, and that is said."""
-    (site / "apdb.yaml").write_text(f"db_url: sqlite:///{site}/apdb.db\n")
+    build_apdb(site)
     for changes in (
         {"apdb_config": str(site / "apdb.yaml")},
         {"raw_dirs": (site / "raws-to-come",)},

@@ -19,7 +19,8 @@ from ..credentials import SECRET_FILES
 _LOG = logging.getLogger(__name__)
 
 _TASKS_OWN = "PPD_TASKS_"
-_SQLITE = re.compile(r"\bsqlite[+\w]*:///(/[^\s'\"?]+)")
+# Also in the form that the APDB writes, sqlite:///file%3A/path?mode=rw&uri=true.
+_SQLITE = re.compile(r"\bsqlite[+\w]*:///([^\s'\"?]+)")
 _JOURNAL, _WAL = "journal.sqlite3", ("", "-shm", "-wal")
 # What libpq and the middleware look for when nothing is said.
 _AT_HOME = (".pgpass", ".pg_service.conf", ".lsst/db-auth.yaml")
@@ -136,7 +137,8 @@ def _apdb_folders(uri: str | None) -> list[Path]:
     path = _local(uri)
     if path is not None:
         with contextlib.suppress(OSError, ValueError):
-            return [Path(unquote(found)).parent for found in _SQLITE.findall(path.read_text())]
+            databases = [unquote(found).removeprefix("file:") for found in _SQLITE.findall(path.read_text())]
+            return [Path(database).parent for database in databases if database.startswith("/")]
     return []
 
 
