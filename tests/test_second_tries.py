@@ -143,7 +143,6 @@ def test_what_failed(site: CrashSite, visit: Visit, operator: _Operator) -> None
     assert "retry_asked" in shown and "reason=calib certified" in shown
 
 
-@pytest.mark.slow
 def test_only_the_journal_knows_it(site: CrashSite, visit: Visit, operator: _Operator) -> None:
     """After a start; its raw came when nobody was there. Others are announced anew by it."""
     _await(site, visit, _ASIDE, "ready")
@@ -168,7 +167,6 @@ def test_only_the_journal_knows_it(site: CrashSite, visit: Visit, operator: _Ope
     assert "it was exported" in operator(*replay, "--detectors", f"{_LATER}", code=1)
 
 
-@pytest.mark.slow
 def test_what_the_apdb_has(site: CrashSite, operator: _Operator) -> None:
     """Outputs that somebody has thrown away are not made again: the APDB has them."""
     visit = site.plan([1])
