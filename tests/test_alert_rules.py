@@ -192,9 +192,17 @@ def _spool_fills(ppd: Ppd) -> Scrape:
     try:
         ppd.good_visit("spooled", 5)
         ppd.await_state("spooled", handed_over=1, timeout=120.0)
-        return _in_trouble(ppd, "spool")
     finally:
         os.kill(exporter, signal.SIGCONT)
+
+    def full() -> Scrape | None:
+        scrape = _scrape(ppd)
+        return scrape if max(v for _, v in scrape.samples["ppd_spool_used_ratio"]) > 0.8 else None
+
+    # The exporter measures the spool, and says so before it has emptied it.
+    found = wait_for(full, 20.0, "the spool to be full")
+    assert isinstance(found, Scrape)
+    return found
 
 
 def _dead_letter(ppd: Ppd) -> Scrape:
