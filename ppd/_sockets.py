@@ -44,18 +44,14 @@ def endpoint_for(folder: Path, command: str) -> str:
         Raised if there is one, and this user may not ask for that.
     """
     control, look = folder / CONTROL, folder / LOOK
-    if command not in LOOKING and control.exists() and not os.access(control, os.W_OK):
-        may_look = os.access(look, os.W_OK)
-        raise PpdError(
-            f"You may {'look at this ppd, not change anything' if may_look else 'not talk to this ppd'}: "
-            f"{control} is for {_owners(control)}."
-        )
-    if not control.exists() or os.access(control, os.W_OK):
-        if control.exists() or not _closed(folder):
-            return f"ipc://{control}"
-    elif os.access(look, os.W_OK):
+    if os.access(control, os.W_OK) or not (control.exists() or _closed(folder)):
+        return f"ipc://{control}"
+    may_look = os.access(look, os.W_OK)
+    if command in LOOKING and may_look:
         return f"ipc://{look}"
-    raise PpdError(f"You may not talk to this ppd: {folder} is for {_owners(folder)}.")
+    place = control if command not in LOOKING and control.exists() else folder
+    what = "look at this ppd, not change anything" if may_look else "not talk to this ppd"
+    raise PpdError(f"You may {what}: {place} is for {_owners(place)}.")
 
 
 def _closed(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FILES", "SECRET_FILES", "VALUES", "take_credentials"]
+__all__ = ["FILES", "FOR_TASKS", "SECRET_FILES", "VALUES", "take_credentials"]
 
 import os
 import stat
@@ -23,6 +23,9 @@ VALUES = (
     "REDIS_PASSWORD",
 )
 """Variables whose value may be in the file that ``NAME_FILE`` names, or in a credential."""
+
+FOR_TASKS = "PPD_TASKS_"
+"""What names of variables begin with that tasks get, without it; what they name is not hidden from them."""
 
 SECRET_FILES = "PPD_SECRET_FILES"
 """Variable that has the paths of the files that were read, for those who hide them from tasks."""

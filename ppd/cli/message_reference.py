@@ -80,9 +80,9 @@ _CONTROL = """
 ## Requests
 
 `ppdctl`, players and the status page ask through the socket `control.ipc` in `socket_dir`: ZeroMQ,
-a DEALER that sends one frame with a JSON object and gets one back. Who may open the folder (mode 0700) may
-ask. A request of more than 4 MiB is not read. Unknown fields are refused. The answer to what is
-accepted comes when the journal has it on disk.
+a DEALER that sends one frame with a JSON object and gets one back; `look.ipc` answers what changes
+nothing. Who may come to which is told in [security](security.md). A request of more than 4 MiB is not
+read. Unknown fields are refused. The answer to what is accepted comes when the journal has it on disk.
 
 ```json
 {"kind": "control_request", "command": "pause", "detectors": [94], "reason": "CCD warm"}

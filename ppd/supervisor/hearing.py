@@ -10,6 +10,7 @@ __all__ = ["hear_children", "hear_inbox", "hear_nursery", "hear_requests"]
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .._sockets import LOOKING
@@ -109,12 +110,14 @@ def _take(supervisor: Supervisor, item: Any) -> None:
 def hear_requests(supervisor: Supervisor) -> None:
     """Take what was asked; the answers are sent when the journal has what they promise."""
     counters = supervisor.counters
+    # Looked for once a turn, and only if somebody asks: many announcements may come together.
+    task_pids = functools.cache(supervisor.task_pids)
     for caller, body in supervisor.sockets.requests():
         try:
             request = decode(body)
             if not isinstance(request, ControlRequest):
                 raise MessageError(f"{type(request).__name__} is no request")
-            reply = _answer(supervisor, caller, request)
+            reply = _answer(supervisor, caller, request, task_pids)
             if reply is None:
                 # The thread that owns the cache answers.
                 number = supervisor.questions.ask(caller)
@@ -131,10 +134,12 @@ def hear_requests(supervisor: Supervisor) -> None:
     supervisor.answers += supervisor.questions.overdue()
 
 
-def _answer(supervisor: Supervisor, caller: Caller, request: ControlRequest) -> ControlReply | None:
+def _answer(
+    supervisor: Supervisor, caller: Caller, request: ControlRequest, task_pids: Callable[[], set[int]]
+) -> ControlReply | None:
     """Answer a request, if it is of one who may ask for that; who changes something is in the log."""
     with bound(**who(caller)):
-        why = refusal(caller, request.command, supervisor.groups, supervisor.task_pids())
+        why = refusal(caller, request.command, supervisor.groups, task_pids())
         if why is not None:
             supervisor.counters.error("requests_forbidden", request.command, why)
             _LOG.warning("A request to %s is refused: %s", request.command, why)

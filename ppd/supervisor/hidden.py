@@ -14,11 +14,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..config import Settings
-from ..credentials import SECRET_FILES
+from ..credentials import FOR_TASKS, SECRET_FILES
 
 _LOG = logging.getLogger(__name__)
 
-_TASKS_OWN = "PPD_TASKS_"
 # Also in the form that the APDB writes, sqlite:///file%3A/path?mode=rw&uri=true.
 _SQLITE = re.compile(r"\bsqlite[+\w]*:///([^\s'\"?]+)")
 _JOURNAL, _WAL = "journal.sqlite3", ("", "-shm", "-wal")
@@ -57,7 +56,7 @@ def hidden_from_tasks(settings: Settings, environ: Mapping[str, str]) -> Hidden 
         return None
     hidden = [*_of_central(settings, environ), *_keys(settings), *settings.hidden_from_tasks]
     # What a site has for its tasks is not hidden, even if the supervisor uses it too.
-    theirs = {_real(Path(value)) for name, value in environ.items() if name.startswith(_TASKS_OWN)}
+    theirs = {_real(Path(value)) for name, value in environ.items() if name.startswith(FOR_TASKS)}
     found = {path for path in map(_real, hidden) if path.exists() and path not in theirs}
     # The journal may be made while the nursery begins.
     found |= {_real(settings.state_dir / f"{_JOURNAL}{end}") for end in _WAL}

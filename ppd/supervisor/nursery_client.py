@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 
 from ..config import Settings
-from ..credentials import SECRET_FILES
+from ..credentials import FOR_TASKS, SECRET_FILES
 from ..messages import CHILD_VARIABLE, MARK_BYTES, NurserySetup
 from .hidden import hidden_from_tasks
 from .line_process import LineProcess
@@ -38,7 +38,6 @@ _HIDDEN = {
     "CREDENTIALS_DIRECTORY",
     SECRET_FILES,
 }
-_FOR_TASKS = "PPD_TASKS_"
 
 
 def nursery_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -55,8 +54,8 @@ def nursery_environment(environ: Mapping[str, str]) -> dict[str, str]:
         Without what opens the central repo or the stream of visits; ``PPD_TASKS_NAME`` is ``NAME``
         there, for what tasks may open themselves: ``PPD_TASKS_LSST_DB_AUTH``, with the APDB's password alone.
     """
-    environment = {k: v for k, v in environ.items() if k not in _HIDDEN and not k.startswith(_FOR_TASKS)}
-    environment |= {k.removeprefix(_FOR_TASKS): v for k, v in environ.items() if k.startswith(_FOR_TASKS)}
+    environment = {k: v for k, v in environ.items() if k not in _HIDDEN and not k.startswith(FOR_TASKS)}
+    environment |= {k.removeprefix(FOR_TASKS): v for k, v in environ.items() if k.startswith(FOR_TASKS)}
     # A library that starts threads of its own in the nursery would make
     # the fork unsafe, and one processor is what a child gets anyway.
     environment.update(dict.fromkeys(_THREAD_VARIABLES, "1"))

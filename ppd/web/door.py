@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from .purses import Purses
+
 _LOG = logging.getLogger(__name__)
 
 HEADERS = {
@@ -38,7 +40,6 @@ ENDLESS = frozenset({"/events"})
 NEXT_VISIT = "/next-visit"
 """Path where services announce visits, many at once and by whatever name they know us."""
 
-_PEERS = 1000
 _COMING_SECONDS = 1.0
 
 
@@ -95,8 +96,7 @@ class Door:
         self._since: dict[RequestHandler, float] = {}
         self._coming: dict[RequestHandler, float] = {}
         self._busy: collections.Counter[RequestHandler] = collections.Counter()
-        # By address: what is left of its burst, and when that was.
-        self._purses: collections.OrderedDict[str, tuple[float, float]] = collections.OrderedDict()
+        self._purses = Purses()
 
     def admit(self, server: web.Server) -> asyncio.Protocol:
         """Make the protocol of a new connection: the server's, or one that hangs up."""
@@ -135,7 +135,7 @@ class Door:
             Raised if not.
         """
         if self._visits and request.path == NEXT_VISIT:
-            if not self._pays(
+            if not self._purses.pays(
                 f"visits {request.remote}", self._limits.visits_rate, self._limits.visits_burst
             ):
                 raise web.HTTPServiceUnavailable(text="Too many at once.\n", headers={"Retry-After": "2"})
@@ -143,7 +143,7 @@ class Door:
         if not self._knows(request.headers.get("Host", "")):
             # A page of another site whose name leads here (DNS rebinding).
             raise web.HTTPMisdirectedRequest(text="This host is not known by that name.\n")
-        if not self._pays(request.remote or "", self._limits.rate, self._limits.burst):
+        if not self._purses.pays(request.remote or "", self._limits.rate, self._limits.burst):
             raise web.HTTPTooManyRequests(text="Too many requests.\n", headers={"Retry-After": "2"})
 
     def _knows(self, host: str) -> bool:
@@ -156,16 +156,6 @@ class Door:
             return True
         except ValueError:
             return name.lower() in self._names
-
-    def _pays(self, address: str, rate: float, burst: float) -> bool:
-        now = time.monotonic()
-        left, then = self._purses.pop(address, (burst, now))
-        left = min(burst, left + (now - then) * rate)
-        fine = left >= 1.0
-        self._purses[address] = (left - 1.0 if fine else left, now)
-        while len(self._purses) > _PEERS:
-            self._purses.popitem(last=False)
-        return fine
 
     @web.middleware
     async def middleware(

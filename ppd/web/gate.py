@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from ..control import NoSupervisorError
 from ..errors import PpdError
 from ..messages import ControlReply, ControlRequest, MessageError, decode, encode
 from .line import ControlLine
+from .purses import Purses
 
 _LOG = logging.getLogger(__name__)
 
@@ -132,8 +132,7 @@ class _Gate:
         self._keys = keys
         self._line = line
         self._places = asyncio.Semaphore(_AT_ONCE)
-        # By key's name: what is left of its burst, and when that was.
-        self._purses: dict[str, tuple[float, float]] = {}
+        self._purses = Purses()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -168,7 +167,7 @@ class _Gate:
         if found is None:
             return ControlReply(ok=False, code="forbidden", error="Your key has been removed.")
         role, name = found
-        if not self._pays(name):
+        if not self._purses.pays(name, _RATE, _BURST):
             return ControlReply(ok=False, code="unavailable", error="Too many requests; wait a while.")
         try:
             request = decode(body)
@@ -186,14 +185,6 @@ class _Gate:
             return await self._line.request(request)
         except (NoSupervisorError, PpdError) as e:
             return ControlReply(ok=False, code="unavailable", error=str(e))
-
-    def _pays(self, name: str) -> bool:
-        now = time.monotonic()
-        left, then = self._purses.get(name, (_BURST, now))
-        left = min(_BURST, left + (now - then) * _RATE)
-        fine = left >= 1.0
-        self._purses[name] = (left - 1.0 if fine else left, now)
-        return fine
 
 
 def _bind(socket: zmq.asyncio.Socket, endpoint: str) -> None:
